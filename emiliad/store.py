@@ -1,0 +1,64 @@
+"""What an object store must do for emiliad: the port behind which R2 and a directory are alike.
+
+Keys are `/`-separated text. An etag changes whenever the content does. Reads after writes,
+deletes and lists are strongly consistent, as R2 promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object's name and state; `etag` is the hex MD5 of a body written in one piece."""
+
+    key: str
+    size: int  # bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A small object, read whole."""
+
+    body: bytes
+    etag: str
+
+
+class Store(Protocol):
+    """Every method may raise Throttled, Ambiguous or StoreUnusable besides what it names."""
+
+    async def get(self, key: str) -> Object:
+        """Reads a small object. Raises NotFound."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Looks an object up without its body. Raises NotFound."""
+
+    async def put(
+        self, key: str, body: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> str:
+        """Writes a small object, whole or not at all, and returns its etag.
+
+        `if_absent`: only if the key has no object. `if_match`: only if its object has this etag.
+        Raises PreconditionFailed, and then nothing was written.
+        """
+
+    async def delete(self, key: str) -> None:
+        """Removes an object; succeeds if there is none."""
+
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[list[ObjectInfo]]:
+        """Yields pages of up to 1,000 objects whose key begins with `prefix`, in key order
+        (by Unicode code point), beginning behind `start_after`."""
+
+    async def upload(self, key: str, path: Path) -> str:
+        """Writes a file's bytes, whole or not at all, and returns the etag."""
+
+    async def download(self, key: str, path: Path) -> ObjectInfo:
+        """Writes an object's bytes to `path`. Raises NotFound."""
+
+    async def aclose(self) -> None:
+        """Lets go of connections and files."""
