@@ -37,11 +37,11 @@ $(BIN)/python:
 	@ops/venv.sh "$(PYTHON)" "$(VENV)"
 
 $(VENV)/.cpu: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[cpu]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.cpu pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 clean:  ## remove the environment and the demo's results

@@ -24,15 +24,9 @@ def _default_models_dir() -> Path:
 class PipelineConfig:
     """All settings of the pipeline. Fields that change results are part of `config_hash`."""
 
-    models: str = setting(
-        "MODELS", "emilia", "the set of models", choices=("emilia", "demo")
-    )
-    models_dir: Path = setting(
-        "MODELS_DIR", _default_models_dir(), "where the models are"
-    )
-    device: str = setting(
-        "DEVICE", "auto", "where the models run", choices=("auto", "cpu", "cuda")
-    )
+    models: str = setting("MODELS", "emilia", "the set of models", choices=("emilia", "demo"))
+    models_dir: Path = setting("MODELS_DIR", _default_models_dir(), "where the models are")
+    device: str = setting("DEVICE", "auto", "where the models run", choices=("auto", "cpu", "cuda"))
     cpu_threads: int = setting(
         "CPU_THREADS", 0, "threads of one executor on a CPU; 0: one per core", minimum=0
     )
@@ -41,14 +35,24 @@ class PipelineConfig:
         "SEPARATION_MODEL", None, "your own MDX weights (.onnx), in place of the set's"
     )
     separation_device: str = setting(
-        "SEPARATION_DEVICE", "", "where separation runs; default: DEVICE",
+        "SEPARATION_DEVICE",
+        "",
+        "where separation runs; default: DEVICE",
         choices=("", "auto", "cpu", "cuda"),
     )
     separation_chunks: float = setting(
-        "SEPARATION_CHUNKS", 15.0, "seconds of audio separated at a time", minimum=1.0, maximum=600.0
+        "SEPARATION_CHUNKS",
+        15.0,
+        "seconds of audio separated at a time",
+        minimum=1.0,
+        maximum=600.0,
     )
     separation_margin: float = setting(
-        "SEPARATION_MARGIN_S", 1.0, "seconds of context on each side of such a chunk", minimum=0.0, maximum=5.0
+        "SEPARATION_MARGIN_S",
+        1.0,
+        "seconds of context on each side of such a chunk",
+        minimum=0.0,
+        maximum=5.0,
     )
     separation_denoise: bool = setting(
         "SEPARATION_DENOISE", True, "average the net over the mix and its negative"
@@ -57,11 +61,16 @@ class PipelineConfig:
         "SEPARATION_BATCH", 0, "windows a run of the net; 0: 8 on CUDA, 1 on a CPU", minimum=0
     )
     ort_cuda_mem_limit_gb: float = setting(
-        "ORT_CUDA_MEM_LIMIT_GB", 0.0, "GPU memory that ONNX Runtime may take, GB; 0: no limit", minimum=0.0
+        "ORT_CUDA_MEM_LIMIT_GB",
+        0.0,
+        "GPU memory that ONNX Runtime may take, GB; 0: no limit",
+        minimum=0.0,
     )
 
     diarization_model: str = setting(
-        "DIARIZATION_MODEL", "", "community-1, 3.1, or a folder with your own pipeline's config.yaml; default: the set's",
+        "DIARIZATION_MODEL",
+        "",
+        "community-1, 3.1, or a folder with your own pipeline's config.yaml; default: the set's",
     )
     diarization_batch: int = setting(
         "DIARIZATION_BATCH_SIZE", 32, "windows a run of the diarization's nets", minimum=1
@@ -74,11 +83,15 @@ class PipelineConfig:
         "MAX_SEGMENT_S", 30.0, "seconds that a segment lasts at most", minimum=1.0, maximum=30.0
     )
     pad_short: bool = setting(
-        "PAD_SHORT_SEGMENTS", True, "extend an utterance that is a little too short into the silence around it"
+        "PAD_SHORT_SEGMENTS",
+        True,
+        "extend an utterance that is a little too short into the silence around it",
     )
 
     asr_model: str = setting(
-        "ASR_MODEL", "", "a Whisper of the set (medium, large-v3-turbo) or a CTranslate2 folder; default: the set's",
+        "ASR_MODEL",
+        "",
+        "a Whisper of the set (medium, large-v3-turbo) or a CTranslate2 folder; default: the set's",
     )
     asr_language: str = setting(
         "ASR_LANGUAGE", "", "the language of all audio (ISO 639-1); default: identified per segment"
@@ -88,7 +101,8 @@ class PipelineConfig:
     )
     batch_size: int = setting("BATCH_SIZE", 16, "segments transcribed at a time", minimum=1)
     supported_languages: tuple[str, ...] = setting(
-        "SUPPORTED_LANGUAGES", ("zh", "en", "fr", "ja", "ko", "de"),
+        "SUPPORTED_LANGUAGES",
+        ("zh", "en", "fr", "ja", "ko", "de"),
         "languages that pass the filter; others are flagged",
     )
 
@@ -96,14 +110,19 @@ class PipelineConfig:
         "DNSMOS_MODEL", None, "your own DNSMOS P.835 model (.onnx), in place of the set's"
     )
     dnsmos_device: str = setting(
-        "DNSMOS_DEVICE", "", "where DNSMOS runs; default: DEVICE", choices=("", "auto", "cpu", "cuda")
+        "DNSMOS_DEVICE",
+        "",
+        "where DNSMOS runs; default: DEVICE",
+        choices=("", "auto", "cpu", "cuda"),
     )
     dnsmos_threshold: float = setting(
         "DNSMOS_THRESHOLD", 3.0, "DNSMOS OVRL from which a segment passes the filter"
     )
 
     mp3_sample_rate: int = setting(
-        "MP3_SAMPLE_RATE", SAMPLE_RATE, "Hz of the MP3 segments",
+        "MP3_SAMPLE_RATE",
+        SAMPLE_RATE,
+        "Hz of the MP3 segments",
     )
     mp3_bitrate_kbps: int = setting(
         "MP3_BITRATE_KBPS", 128, "kbit/s of the MP3 segments", minimum=32, maximum=320

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Stage = Literal[
-    "standardise", "separate", "diarize", "segment", "transcribe", "score", "export"
-]
+Stage = Literal["standardise", "separate", "diarize", "segment", "transcribe", "score", "export"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
