@@ -1,0 +1,1 @@
+"""Tools around the daemon: the demo, benchmarks, rules and dashboards."""
