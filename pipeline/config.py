@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.settings import read, setting
 
@@ -133,15 +134,21 @@ class PipelineConfig:
         """Reads the settings from `env` (default: the process's). Raises SettingsError."""
         return read(cls, os.environ if env is None else env)
 
-    @property
-    def config_hash(self) -> str:
-        """16 hex digits that change when a setting that can change the results changes."""
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that can change the results, as JSON values."""
         facts = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in _DO_NOT_CHANGE_RESULTS
         }
-        text = json.dumps(facts, sort_keys=True, default=str)
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in facts.items()
+        }
+
+    @property
+    def config_hash(self) -> str:
+        """16 hex digits that change when a setting that can change the results changes."""
+        text = json.dumps(self.result_settings(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
