@@ -1,0 +1,7 @@
+"""`python -m emiliad` is `emiliad`."""
+
+import sys
+
+from emiliad.cli import main
+
+sys.exit(main())

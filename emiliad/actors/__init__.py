@@ -1,0 +1,1 @@
+"""The daemon's moving parts: each actor is one module with one public `run`."""

@@ -1,0 +1,51 @@
+"""Claims tasks one by one, as fast as the next actor takes them."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+
+from emiliad import logs
+from emiliad.leases import Leases
+from emiliad.metrics import Metrics
+from emiliad.outcomes import Outcomes
+from emiliad.types import Claim
+
+_FIRST_WAIT_S = 0.25  # between two looks at an empty queue; doubles up to the poll interval
+_log = logs.get("claim")
+
+
+async def run(
+    outbox: MemoryObjectSendStream[Claim],
+    *,
+    leases: Leases,
+    outcomes: Outcomes,
+    metrics: Metrics,
+    poll_s: float,
+    exit_when_empty: bool,
+) -> None:
+    """Ends when it is cancelled, or with `exit_when_empty` when every task is settled."""
+    wait = _FIRST_WAIT_S
+    async with outbox:
+        while True:
+            claim = await leases.next()
+            metrics.todo_tasks.set(leases.outlook.todo)
+            if claim is not None:
+                wait = _FIRST_WAIT_S
+                await _hand_on(claim, outbox, outcomes)
+                continue
+            if exit_when_empty and leases.outlook.settled:
+                _log.info("queue.empty")
+                return
+            await anyio.sleep(wait)
+            wait = min(wait * 2, poll_s)
+
+
+async def _hand_on(claim: Claim, outbox: MemoryObjectSendStream[Claim], outcomes: Outcomes) -> None:
+    outcomes.began(claim)
+    try:
+        await outbox.send(claim)
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True):
+            await outcomes.released(claim, why="the daemon stops")
+        raise

@@ -1,0 +1,1 @@
+"""What the commands do; `emiliad.cli` says how they are called."""

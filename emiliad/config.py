@@ -1,0 +1,114 @@
+"""The daemon's settings, declared once; every field is an environment variable."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from emiliad.errors import ConfigError
+from pipeline.config import PipelineConfig
+from pipeline.settings import Setting, SettingsError, declared, read, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings of the daemon. Those of the pipeline are `pipeline.config.PipelineConfig`."""
+
+    store_url: str = setting(
+        "STORE_URL", "", "the object store: file:///dir is a directory on this machine"
+    )
+    raw_audio_prefix: str = setting("RAW_AUDIO_PREFIX", "raw_audio/", "where the raw audio lies")
+    processed_prefix: str = setting("PROCESSED_PREFIX", "processed/", "where the outputs go")
+    tasks_base_prefix: str = setting("TASKS_BASE_PREFIX", "tasks/", "where the queue lies")
+    tasks_todo_prefix: str | None = setting(
+        "TASKS_TODO_PREFIX", None, "where todo objects lie, if not under TASKS_BASE_PREFIX"
+    )
+
+    pipeline: str = setting(
+        "PIPELINE", "pipeline:Pipeline", "the pipeline that the executors load (module:Class)"
+    )
+    workers_per_gpu: int = setting("WORKERS_PER_GPU", 1, "executors for each GPU", minimum=1)
+    max_gpus: int | None = setting("MAX_GPUS", None, "GPUs to use at most; default: all", minimum=0)
+    cpu_executors: int = setting(
+        "CPU_EXECUTORS", 1, "executors where there is no GPU", minimum=1, maximum=256
+    )
+    scratch_dir: Path = setting(
+        "SCRATCH_DIR",
+        Path(tempfile.gettempdir()) / "emiliad",
+        "working space for audio and outputs; created if missing",
+    )
+    load_timeout_s: float = setting(
+        "LOAD_TIMEOUT_S", 900.0, "seconds an executor may take to load its models", minimum=1.0
+    )
+    task_timeout_base_s: float = setting(
+        "TASK_TIMEOUT_BASE_S", 600.0, "seconds a task may take, besides its share", minimum=1.0
+    )
+    task_timeout_factor: float = setting(
+        "TASK_TIMEOUT_FACTOR", 10.0, "that share: seconds per second of audio", minimum=0.0
+    )
+
+    lease_ttl_s: float = setting(
+        "LEASE_TTL_S", 300.0, "seconds after which a silent owner loses its task", minimum=1.0
+    )
+    drain_timeout_s: float = setting(
+        "DRAIN_TIMEOUT_S", 10.0, "seconds that running work may take after SIGTERM", minimum=0.0
+    )
+    max_attempts: int = setting("MAX_ATTEMPTS", 3, "failures after which a task is dead", minimum=1)
+    retry_backoff_s: float = setting(
+        "RETRY_BACKOFF_S", 30.0, "seconds before a retry; doubles each time", minimum=0.0
+    )
+    prefetch_depth: int = setting(
+        "PREFETCH_DEPTH", 2, "episodes downloaded ahead of the executors", minimum=0, maximum=64
+    )
+    upload_concurrency: int = setting(
+        "UPLOAD_CONCURRENCY", 8, "outputs uploaded at the same time", minimum=1, maximum=256
+    )
+    poll_s: float = setting(
+        "POLL_S", 5.0, "seconds between looks for work on an idle node", minimum=0.05
+    )
+
+    hf_token: str = setting(
+        "HF_TOKEN", "", "token for gated models; used by `emiliad models pull` alone", secret=True
+    )
+    log_level: str = setting(
+        "LOG_LEVEL", "info", "how much is logged", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = setting(
+        "LOG_FORMAT",
+        "auto",
+        "json, or text for people; auto: text on a terminal",
+        choices=("auto", "json", "text"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the environment says, checked together."""
+
+    daemon: Config
+    pipeline: PipelineConfig
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Raises ConfigError, with one message that names every offending variable."""
+        env = os.environ if env is None else env
+        problems: list[str] = []
+        parts = []
+        for part in (Config, PipelineConfig):
+            try:
+                parts.append(read(part, env))
+            except SettingsError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError("the environment is not usable:\n  " + "\n  ".join(problems))
+        return cls(*parts)  # type: ignore[arg-type]
+
+
+def all_settings() -> Iterator[Setting]:
+    """Every setting of the daemon and the pipeline, in the order of declaration."""
+    for part in (Config, PipelineConfig):
+        for _, declaration in declared(part):
+            yield declaration

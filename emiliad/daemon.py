@@ -1,0 +1,233 @@
+"""The composition root: the daemon as a pipeline of actors between the queue and the GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+import anyio.to_thread
+from anyio import create_memory_object_stream
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from emiliad import logs
+from emiliad.actors import claim, execute, prefetch, renew, sweep, upload
+from emiliad.config import Settings
+from emiliad.executor.host import Executor
+from emiliad.fleet import build_executors
+from emiliad.leases import Leases
+from emiliad.metrics import Metrics
+from emiliad.outcomes import Outcomes
+from emiliad.publish import Publisher
+from emiliad.scratch import Scratch
+from emiliad.store import Store
+from emiliad.stores import open_store
+from emiliad.sweep import Sweeper
+from emiliad.tasks import Layout
+from emiliad.types import Claim, Outcome, Prefetched, Processed
+
+_UPLOADERS = 4  # episodes whose outputs are on their way at the same time
+_LAST_WORDS_S = 5.0  # seconds that handing back the leases may take at the very end
+_BYTES_PER_SECOND = 4_000  # audio is rarely stored below 32 kbit/s: a bound on its length
+_log = logs.get("daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """One node's daemon, put together but not yet running."""
+
+    settings: Settings
+    store: Store
+    layout: Layout
+    scratch: Scratch
+    leases: Leases
+    metrics: Metrics
+    outcomes: Outcomes
+    executors: tuple[Executor, ...]
+
+
+async def run(settings: Settings, *, exit_when_empty: bool = False) -> Mapping[Outcome, int]:
+    """Runs until it is told to stop, or with `exit_when_empty` until every task is settled.
+
+    The first SIGTERM or SIGINT drains, the second stops now; both end with no lease held. Returns
+    how many attempts ended which way. Raises EmiliadError when this machine or the store cannot do
+    the work.
+    """
+    async with AsyncExitStack() as stack:
+        daemon = await _assemble(settings, stack)
+        try:
+            await _operate(daemon, exit_when_empty=exit_when_empty)
+        finally:
+            with anyio.move_on_after(_LAST_WORDS_S, shield=True):
+                await daemon.leases.release_all()
+        return Counter(daemon.outcomes.totals)
+
+
+async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
+    config = settings.daemon
+    store = open_store(config.store_url)
+    stack.push_async_callback(store.aclose)
+    scratch = Scratch(config.scratch_dir)
+    stack.callback(scratch.close)
+    layout = Layout.under(
+        raw_prefix=config.raw_audio_prefix,
+        processed_prefix=config.processed_prefix,
+        tasks_base=config.tasks_base_prefix,
+        todo_prefix=config.tasks_todo_prefix,
+    )
+    leases = Leases(
+        store,
+        layout,
+        owner=scratch.owner,
+        ttl_s=config.lease_ttl_s,
+        max_attempts=config.max_attempts,
+        retry_backoff_s=config.retry_backoff_s,
+    )
+    metrics = Metrics()
+    executors = await anyio.to_thread.run_sync(build_executors, settings, dict(os.environ))
+    outcomes = Outcomes(leases, scratch, metrics)
+    return Daemon(settings, store, layout, scratch, leases, metrics, outcomes, executors)
+
+
+async def _operate(daemon: Daemon, *, exit_when_empty: bool) -> None:
+    config = daemon.settings.daemon
+    stop = _Stop(config.drain_timeout_s)
+    async with anyio.create_task_group() as background:
+        background.start_soon(_obey_signals, stop)
+        background.start_soon(
+            partial(
+                renew.run, leases=daemon.leases, metrics=daemon.metrics, ttl_s=config.lease_ttl_s
+            )
+        )
+        background.start_soon(
+            partial(sweep.run, sweeper=_sweeper(daemon), every_s=config.lease_ttl_s)
+        )
+        with stop.work:
+            await _flow(daemon, stop, exit_when_empty=exit_when_empty)
+        background.cancel_scope.cancel()
+
+
+async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
+    """The way of a task: claim -> prefetch -> execute -> upload; closing a stream ends the next."""
+    config = daemon.settings.daemon
+    claims_in, claims_out = create_memory_object_stream[Claim](0)
+    ready_in, ready_out = create_memory_object_stream[Prefetched](config.prefetch_depth)
+    done_in, done_out = create_memory_object_stream[Processed](0)
+    async with anyio.create_task_group() as work:
+        for executor in daemon.executors:
+            work.start_soon(
+                partial(
+                    execute.run,
+                    ready_out.clone(),
+                    done_in.clone(),
+                    executor=executor,
+                    leases=daemon.leases,
+                    outcomes=daemon.outcomes,
+                    metrics=daemon.metrics,
+                    deadline_s=partial(_deadline_s, daemon.settings),
+                    ready=stop.ready,
+                )
+            )
+        publisher = _publisher(daemon)
+        for _ in range(_UPLOADERS):
+            work.start_soon(
+                partial(upload.run, done_out.clone(), publisher=publisher, outcomes=daemon.outcomes)
+            )
+        done_in.close()
+        done_out.close()
+        async with ready_out:
+            with stop.intake:
+                await stop.ready.wait()
+                async with anyio.create_task_group() as intake:
+                    intake.start_soon(
+                        partial(
+                            claim.run,
+                            claims_in,
+                            leases=daemon.leases,
+                            outcomes=daemon.outcomes,
+                            metrics=daemon.metrics,
+                            poll_s=config.poll_s,
+                            exit_when_empty=exit_when_empty,
+                        )
+                    )
+                    intake.start_soon(
+                        partial(
+                            prefetch.run,
+                            claims_out,
+                            ready_in,
+                            store=daemon.store,
+                            scratch=daemon.scratch,
+                            outcomes=daemon.outcomes,
+                            full_disk_wait_s=config.retry_backoff_s,
+                        )
+                    )
+            await _release_waiting(ready_out, daemon.outcomes)
+        ready_in.close()
+
+
+async def _release_waiting(
+    waiting: MemoryObjectReceiveStream[Prefetched], outcomes: Outcomes
+) -> None:
+    """Hands back what was fetched but not begun when the daemon was told to stop."""
+    with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+        while True:
+            item = waiting.receive_nowait()
+            await outcomes.released(item.claim, item.workdir, why="the daemon stops")
+
+
+class _Stop:
+    """How the daemon ends: `intake` is cancelled to drain, `work` to stop."""
+
+    def __init__(self, drain_timeout_s: float) -> None:
+        self.intake = anyio.CancelScope()
+        self.work = anyio.CancelScope()
+        self.ready = anyio.Event()  # an executor has its models loaded
+        self.drain_timeout_s = drain_timeout_s
+
+    def drain(self) -> None:
+        """Takes no more work; running work has until the deadline."""
+        self.intake.cancel()
+        self.work.deadline = anyio.current_time() + self.drain_timeout_s
+        if not self.ready.is_set():
+            self.work.cancel()
+
+    def now(self) -> None:
+        """Cancels running work too."""
+        self.work.cancel()
+
+
+async def _obey_signals(stop: _Stop) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        draining = False
+        async for number in signals:
+            if draining:
+                _log.warning("daemon.stop_now", signal=number.name)
+                stop.now()
+                return
+            _log.info("daemon.drain", signal=number.name, seconds=stop.drain_timeout_s)
+            draining = True
+            stop.drain()
+
+
+def _deadline_s(settings: Settings, audio_bytes: int) -> float:
+    config = settings.daemon
+    return config.task_timeout_base_s + config.task_timeout_factor * audio_bytes / _BYTES_PER_SECOND
+
+
+def _publisher(daemon: Daemon) -> Publisher:
+    return Publisher(
+        daemon.store,
+        daemon.layout,
+        daemon.leases,
+        concurrency=daemon.settings.daemon.upload_concurrency,
+    )
+
+
+def _sweeper(daemon: Daemon) -> Sweeper:
+    return Sweeper(daemon.store, daemon.layout, ttl_s=daemon.settings.daemon.lease_ttl_s)
