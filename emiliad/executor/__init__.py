@@ -1,0 +1,1 @@
+"""The subprocess that holds the models (`child`) and its supervisor (`host`)."""

@@ -1,0 +1,293 @@
+"""The executor's main: loads a pipeline once, then runs one task at a time, told over pipes.
+
+`python -m emiliad.executor.child --pipeline module:Class [--parent PID]` reads `Process` frames
+on stdin and writes `Ready`, `Stage`, `Done` and `Failed` frames on stdout; the end of stdin means
+finish and exit. Exit codes: 0 told to, 3 the pipeline could not be loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import faulthandler
+import fcntl
+import gc
+import importlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from emiliad.wire import (
+    PROTOCOL,
+    Decoder,
+    Done,
+    Failed,
+    Message,
+    Process,
+    ProtocolError,
+    Ready,
+    Stage,
+    encode,
+)
+
+EXIT_NOT_LOADED = 3
+TRACEBACK_LINES = 30
+TRACEBACK_CHARS = 8_000  # a message may be a whole model's state; a frame must hold the tail
+SENTENCE_CHARS = 400  # of an exception's first line; enough for a path and a reason
+
+_FIRST_FREE_FD = 10  # leaves 0, 1, 2 and whatever a shell redirects alone
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_READ_BYTES = 65536  # a pipe's capacity on Linux
+
+# Texts by which PyTorch, CTranslate2 and ONNX Runtime say that memory ran out.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "failed to allocate memory",
+    "not enough memory",
+    "can't allocate memory",
+    "bad_alloc",
+)
+# Errors after which the CUDA context of a process is of no more use.
+_CUDA = (
+    "cuda error",  # PyTorch
+    "cuda failed with error",  # CTranslate2
+    "cuda failure",  # ONNX Runtime
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "cublas_status_",
+    "cudnn_status_",
+)
+
+
+class Pipeline(Protocol):
+    """What the executor asks of a pipeline, besides a constructor that takes a PipelineConfig."""
+
+    def run(
+        self,
+        audio: Path,
+        out_dir: Path,
+        *,
+        name: str | None = None,
+        on_stage: Callable[[str, float, float], None] | None = None,
+    ) -> Any: ...
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs until stdin ends; returns the exit code."""
+    _die_with_parent()
+    parser = argparse.ArgumentParser(prog="emiliad.executor.child", description=__doc__)
+    parser.add_argument("--pipeline", required=True, metavar="MODULE:CLASS")
+    parser.add_argument("--parent", type=int, metavar="PID")
+    options = parser.parse_args(arguments)
+    if options.parent is not None and os.getppid() != options.parent:
+        return 0  # the parent died before it could be watched: nobody waits for this process
+    inbox, outbox = _take_protocol()
+    _prepare_signals()
+    sender = _Sender(outbox)
+    began = time.monotonic()
+    try:
+        pipeline, device = load(options.pipeline)
+    except Exception as error:  # noqa: BLE001 - whatever a pipeline raises is reported to the host
+        sender.send(_load_failure(error))
+        return EXIT_NOT_LOADED
+    sender.send(Ready(PROTOCOL, os.getpid(), device, time.monotonic() - began))
+    serve(pipeline, inbox, sender)
+    return 0
+
+
+def _die_with_parent() -> None:
+    # A child that is blocked in a kernel or a GPU call would outlive a SIGKILLed parent, and keep
+    # its GPU. The signal comes when the *thread* that forked this process ends.
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _take_protocol() -> tuple[int, int]:
+    # Libraries, and programs that they start, print to fd 1: it becomes stderr. The moved
+    # descriptors are close-on-exec, so that no grandchild holds the protocol open.
+    inbox = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+    outbox = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return inbox, outbox
+
+
+def _prepare_signals() -> None:
+    faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the host asks: where are you?
+    if os.getpgrp() != os.getpid():
+        os.setsid()  # the host has done so already; by hand, Ctrl-C must not come here either
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def load(reference: str) -> tuple[Pipeline, str]:
+    """Builds the pipeline `module:Class` from the environment; returns it and its device's name.
+
+    Raises whatever the import and the constructor raise.
+    """
+    from pipeline.config import PipelineConfig
+
+    module, _, name = reference.partition(":")
+    if not (module and name):
+        raise ValueError(f"PIPELINE: {reference!r} is not of the form module:Class")
+    config = PipelineConfig.from_env()
+    pipeline: Pipeline = getattr(importlib.import_module(module), name)(config)
+    return pipeline, str(getattr(pipeline, "device", config.device))
+
+
+def serve(pipeline: Pipeline, inbox: int, sender: _Sender) -> None:
+    """Runs the tasks that arrive on the descriptor `inbox`, one after another, until it ends."""
+    out_of_memory_before = False
+    for task in _tasks(inbox):
+        answer = attempt(pipeline, task, sender)
+        if isinstance(answer, Failed) and answer.kind == "out_of_memory":
+            # By now the exception is gone, and with it what its frames held on the device.
+            freed = _free_memory() and not out_of_memory_before
+            answer = Failed(task.task_id, answer.kind, answer.error, answer.traceback, freed)
+            out_of_memory_before = True
+        else:
+            out_of_memory_before = False
+        sender.send(answer)
+
+
+def _tasks(inbox: int) -> Iterator[Process]:
+    decoder = Decoder()
+    while data := os.read(inbox, _READ_BYTES):
+        for message in decoder.feed(data):
+            if not isinstance(message, Process):
+                raise ProtocolError(f"an executor takes tasks only, not {message!r}")
+            yield message
+
+
+def attempt(pipeline: Pipeline, task: Process, sender: _Sender) -> Done | Failed:
+    """Runs the pipeline on one task; its exceptions become a Failed, SystemExit passes through."""
+    on_stage = sender.stages_of(task.task_id)
+    try:
+        manifest = pipeline.run(
+            Path(task.audio), Path(task.out_dir), name=task.name, on_stage=on_stage
+        )
+    except Exception as error:  # noqa: BLE001 - whatever a pipeline raises is reported to the host
+        kind = kind_of(error)
+        return Failed(task.task_id, kind, _sentence(error, kind), _tail(error), kind != "cuda")
+    fault = manifest_fault(manifest)
+    if fault is None:
+        done = Done(task.task_id, manifest)
+        try:
+            encode(done)
+        except ProtocolError as error:
+            fault = f"the pipeline's manifest cannot be sent: {error}"
+        else:
+            return done
+    return Failed(task.task_id, "garbage", fault, "", True)
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of a failure, from the exception and those that it names as its cause."""
+    if "BadAudio" in {cls.__name__ for cls in type(error).__mro__}:
+        return "bad_audio"
+    cause: BaseException | None = error
+    while cause is not None:
+        kind = _kind_of_one(cause)
+        if kind is not None:
+            return kind
+        cause = cause.__cause__
+    return "error"
+
+
+def _kind_of_one(error: BaseException) -> str | None:
+    code = error.errno if isinstance(error, OSError) else None
+    text = f"{type(error).__name__}: {error}".lower()
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full"
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or "outofmemory" in text:
+        return "out_of_memory"
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        return "out_of_memory"
+    if any(sign in text for sign in _CUDA):
+        return "cuda"
+    return None
+
+
+def manifest_fault(manifest: object) -> str | None:
+    """What is wrong with a pipeline's manifest, as a sentence; None if it will do."""
+    if not isinstance(manifest, dict):
+        return f"the pipeline returned {type(manifest).__name__}, not a manifest (a dict)"
+    for key, types in (("segments", (int,)), ("audio_seconds", (float, int))):
+        if key not in manifest:
+            return f"the pipeline's manifest has no {key!r}"
+        value = manifest[key]
+        # The chained comparison is false for NaN, too.
+        if type(value) is bool or not isinstance(value, types) or not 0 <= value < math.inf:
+            shown = f"{repr(value)[:60]} ({type(value).__name__})"
+            return f"the pipeline's manifest has {key!r}: {shown}"
+    return None
+
+
+def _load_failure(error: Exception) -> Failed:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    kind = "model" if names & {"ModelError", "SettingsError"} else "load"
+    return Failed(None, kind, _sentence(error, kind), _tail(error), False)
+
+
+def _sentence(error: BaseException, kind: str) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0][:SENTENCE_CHARS] if lines else ""
+    if kind in ("bad_audio", "model") and text:
+        return text
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def _tail(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(lines[-TRACEBACK_LINES:])[-TRACEBACK_CHARS:]
+
+
+def _free_memory() -> bool:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return True
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError:  # the device is beyond help: the host starts another process
+        return False
+    return True
+
+
+class _Sender:
+    """Writes whole frames, from whatever thread a pipeline reports a stage."""
+
+    def __init__(self, outbox: int) -> None:
+        self._outbox = outbox
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        frame = memoryview(encode(message))
+        with self._lock:
+            while frame:
+                frame = frame[os.write(self._outbox, frame) :]
+
+    def stages_of(self, task_id: str) -> Callable[[str, float, float], None]:
+        def on_stage(stage: str, seconds: float, audio_seconds: float) -> None:
+            self.send(Stage(task_id, str(stage), float(seconds), float(audio_seconds)))
+
+        return on_stage
+
+
+if __name__ == "__main__":
+    sys.exit(main())
