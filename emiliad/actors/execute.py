@@ -9,8 +9,8 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from emiliad import logs
-from emiliad.errors import ExecutorFailed
-from emiliad.executor.host import Executor
+from emiliad.errors import ConfigError
+from emiliad.executor.host import Executor, StartFailed
 from emiliad.leases import Leases
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
@@ -36,7 +36,8 @@ async def run(
 ) -> None:
     """Ends when `inbox` does. `deadline_s` gives the seconds a file of so many bytes may take.
 
-    Raises ExecutorFailed when the executor cannot be started.
+    Raises ConfigError when a model or a setting is wrong, ExecutorFailed when the executor cannot
+    be started for another reason.
     """
     worker = _Worker(executor, leases, outcomes, metrics, deadline_s)
     async with inbox, outbox:
@@ -72,11 +73,13 @@ class _Worker:
         for attempt in range(1, _STARTS_IN_A_ROW + 1):
             try:
                 loaded = await self.executor.start()
-            except ExecutorFailed as error:
-                if error.final or attempt == _STARTS_IN_A_ROW:
+            except StartFailed as error:
+                if error.kind == "model":
+                    raise ConfigError(error.reason) from error
+                if attempt == _STARTS_IN_A_ROW:
                     raise
                 _log.warning(
-                    "executor.start_failed", executor=self.executor.name, reason=str(error)
+                    "executor.start_failed", executor=self.executor.name, reason=error.reason
                 )
                 await anyio.sleep(attempt)
             else:
