@@ -28,7 +28,7 @@ class GpuError(EmiliadError):
 class Gpu:
     """A GPU, or a slice of one (MIG)."""
 
-    id: str  # its UUID: what CUDA_VISIBLE_DEVICES takes
+    uuid: str  # what CUDA_VISIBLE_DEVICES takes
     card: str  # the UUID of the whole GPU
     index: int  # of the whole GPU, as nvidia-smi counts
     name: str
@@ -76,7 +76,7 @@ def _chosen(gpus: list[Gpu], entries: list[str]) -> list[Gpu]:
     for entry in entries:
         named = _named(gpus, entry)
         if not named:
-            found = ", ".join(f"{gpu.index} ({gpu.id})" for gpu in gpus) or "none"
+            found = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
             raise ConfigError(
                 f"CUDA_VISIBLE_DEVICES: {entry!r} names no GPU here, or several; found: {found}"
             )
@@ -88,7 +88,7 @@ def _named(gpus: list[Gpu], entry: str) -> list[Gpu]:
     """What an index or the beginning of a UUID stands for; a card in MIG mode for its slices."""
     if entry.isdecimal():
         return [gpu for gpu in gpus if gpu.index == int(entry)]
-    slices = [gpu for gpu in gpus if gpu.id.startswith(entry)]
+    slices = [gpu for gpu in gpus if gpu.uuid.startswith(entry)]
     if len(slices) == 1:
         return slices
     of_card = [gpu for gpu in gpus if gpu.card.startswith(entry)]
@@ -160,6 +160,6 @@ def _mig_slices(listing: str, wholes: Mapping[int, Gpu]) -> dict[int, list[Gpu]]
             whole = wholes[index]
             memory = _MIG_MEMORY.search(found[1])
             size = int(memory[1]) * 10**9 if memory else 0
-            gpu = Gpu(found[2], whole.id, index, f"{whole.name} MIG {found[1]}", size)
+            gpu = Gpu(found[2], whole.uuid, index, f"{whole.name} MIG {found[1]}", size)
             slices.setdefault(index, []).append(gpu)
     return slices

@@ -33,6 +33,7 @@ class Scratch:
             root.mkdir(parents=True, exist_ok=True)
             self._slot, self._lock = _free_slot(root)
             self.owner = _owner(self._lock)
+            self.root = root
             self.clear()
         except OSError as error:
             reason = error.strerror or str(error)

@@ -175,11 +175,11 @@ def _tasks(inbox: int) -> Iterator[Process]:
 
 def attempt(pipeline: Pipeline, task: Process, sender: _Sender) -> Done | Failed:
     """Runs the pipeline on one task; its exceptions become a Failed, SystemExit passes through."""
+    out_dir = Path(task.out_dir)
     on_stage = sender.stages_of(task.task_id)
     try:
-        manifest = pipeline.run(
-            Path(task.audio), Path(task.out_dir), name=task.name, on_stage=on_stage
-        )
+        out_dir.mkdir(parents=True, exist_ok=True)
+        manifest = pipeline.run(Path(task.audio), out_dir, name=task.name, on_stage=on_stage)
     except Exception as error:  # noqa: BLE001 - whatever a pipeline raises is reported to the host
         kind = kind_of(error)
         return Failed(task.task_id, kind, _sentence(error, kind), _tail(error), kind != "cuda")

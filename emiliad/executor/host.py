@@ -27,8 +27,8 @@ _Answer: TypeAlias = Ready | Done | Failed
 class StartFailed(ExecutorFailed):
     """An executor did not get as far as having its models loaded.
 
-    `kind` is model (a retry is pointless: a model or a setting is wrong), load, crash, timeout or
-    protocol; `reason` is one sentence; `details` the tail of the traceback or of stderr.
+    `kind` is model (a model or a setting is wrong: `final`, a retry is pointless), load, crash,
+    timeout or protocol; `reason` is one sentence; `details` the tail of a traceback or of stderr.
     """
 
     def __init__(self, reason: str, *, kind: str, details: str) -> None:
@@ -36,6 +36,7 @@ class StartFailed(ExecutorFailed):
         super().__init__(f"{reason}\n{shown}" if shown else reason)
         self.reason = reason
         self.kind = kind
+        self.final = kind == "model"
         self.details = details
 
 
