@@ -71,7 +71,8 @@ class Scratch:
         """Removes the directories of all tasks, such as a dead daemon leaves."""
         if self._tasks.is_symlink():
             self._tasks.unlink()
-        self._tasks.mkdir(mode=0o700, exist_ok=True)
+        if not self._tasks.exists():
+            return
         for path in self._tasks.iterdir():
             if path.is_dir() and not path.is_symlink():
                 _remove(path)
@@ -129,13 +130,14 @@ def _owner(lock: int) -> str:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
-    if path.exists():  # a directory that its owner may not enter
-        for folder, _, _ in os.walk(path):
-            Path(folder).chmod(0o700)
-        for folder, names, _ in os.walk(path):
-            for name in names:
-                (Path(folder) / name).chmod(0o700)
-        shutil.rmtree(path)
+    if not path.exists():
+        return
+    path.chmod(0o700)  # some directory in it forbids even its owner to enter
+    for folder, names, _ in os.walk(path):
+        for inner in (Path(folder) / name for name in names):
+            if not inner.is_symlink():
+                inner.chmod(0o700)
+    shutil.rmtree(path)
 
 
 def _size(folder: Path) -> int:

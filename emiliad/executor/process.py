@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -37,7 +37,7 @@ class Child:
         self._stdout: int | None = stdout
         self._log = log
         self._decoder = Decoder()
-        self._messages: deque[Message] = deque()
+        self._messages: Iterator[Message] = iter(())  # of what was read last
 
     @classmethod
     async def spawn(
@@ -97,12 +97,12 @@ class Child:
 
         Raises ProtocolError.
         """
-        while not self._messages:
+        while (message := next(self._messages, None)) is None:
             data = await self._read()
             if not data:
                 return None
-            self._messages.extend(self._decoder.feed(data))
-        return self._messages.popleft()
+            self._messages = self._decoder.feed(data)
+        return message
 
     async def _read(self) -> bytes:
         if self._stdout is None:

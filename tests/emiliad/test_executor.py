@@ -32,7 +32,7 @@ def _make(on_line: Callable[[str], None] | None = None, **changes: Any) -> Execu
     variables = {key: str(value) for key, value in changes.pop("env", {}).items()}
     base = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     env = environment(base, gpu=None, threads=1)
-    settings = {"pipeline": FAKE, "env": env, "load_timeout_s": 60.0, "dump_grace_s": 0.5}
+    settings = {"pipeline": FAKE, "env": env, "load_timeout_s": 60.0, "dump_grace_s": 1.0}
     return Executor("cpu.0", on_line=on_line, **{**settings, **changes})
 
 
