@@ -44,15 +44,22 @@ class Fingerprints:
         """As the file was when it was last recorded, which need not be as it is now."""
         return self._known.get(path)
 
-    def sha256(self, path: str) -> str:
-        """The file's sha256: the recorded one while size and time of change are the recorded ones.
-
-        Otherwise the file is read; the record is left alone. Raises OSError.
-        """
+    def is_current(self, path: str) -> bool:
+        """Whether the file still has its recorded size and time of change. Raises OSError."""
         known = self._known.get(path)
         found = (self._folder / path).stat()
-        if known and (known.size, known.mtime_ns) == (found.st_size, found.st_mtime_ns):
-            return known.sha256
+        return known is not None and (known.size, known.mtime_ns) == (
+            found.st_size,
+            found.st_mtime_ns,
+        )
+
+    def sha256(self, path: str) -> str:
+        """The file's sha256: the recorded one while it is current, else read from the file.
+
+        The record is left alone. Raises OSError.
+        """
+        if self.is_current(path):
+            return self._known[path].sha256
         return sha256_of(self._folder / path)
 
     def record(self, path: str, sha256: str) -> None:
@@ -63,10 +70,6 @@ class Fingerprints:
         unfinished = self._folder / f"{RECORD}.part"
         unfinished.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(self._folder / RECORD)
-
-    def forget(self, path: str) -> None:
-        """Drops what is remembered of the file."""
-        self._known.pop(path, None)
 
 
 def _read(path: Path) -> dict[str, Fingerprint]:

@@ -155,11 +155,16 @@ class _Search:
 
     def complaints(self) -> list[str]:
         return self.wrong_of_user + [
-            f"the set {name} is not whole: in {self.models_dir / name} "
-            f"(MODELS_DIR is {self.models_dir}) {', '.join(map(str, wrong))}; "
-            f"run `{pull_command(name)}`"
+            f"the set {name} is not whole in {self.models_dir / name}: {_summary(wrong)} "
+            f"(MODELS_DIR is {self.models_dir}); run `{pull_command(name)}`"
             for name, wrong in self.wrong_in_sets.items()
         ]
+
+
+def _summary(problems: list[Problem]) -> str:
+    missing = [problem.file for problem in problems if problem.kind == "missing"]
+    others = [str(problem) for problem in problems if problem.kind != "missing"]
+    return ", ".join([f"missing {' '.join(missing)}"] * bool(missing) + others)
 
 
 def short_name(model: Model) -> str:
