@@ -259,7 +259,7 @@ def _padded(
     beside = {name: Timeline(stretches) for name, stretches in own.items()}
     taken = 0  # where the last extended piece ends
     for piece in pieces:
-        if piece.is_short(rules) and piece.seconds >= rules.pad_from_s:
+        if piece.is_short(rules) and piece.end - piece.start >= rules.pad_from_s * 1000:
             walls = (beside[piece.speaker.name], piece.speaker.others)
             start, end = _room(piece, walls, voiced, limit)
             start = max(start, min(taken, piece.start))
