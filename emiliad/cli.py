@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("action", choices=("pull", "verify", "list"))
     models.set_defaults(command=_models)
 
+    bench = commands.add_parser("bench", help="what each stage costs on this machine")
+    bench.add_argument("file", nargs="?", type=Path, help="default: a real conversation, repeated")
+    bench.add_argument("--seconds", type=float, default=150.0, help="its length; default: 150")
+    bench.add_argument("--json", action="store_true", help="for machines, on stdout")
+    bench.set_defaults(command=_bench)
+
     config = commands.add_parser("config", help="every setting, its default and its meaning")
     config.add_argument("--json", action="store_true", help="for machines, on stdout")
     config.set_defaults(command=_config)
@@ -137,6 +143,14 @@ def _models(arguments: argparse.Namespace) -> int:
     from emiliad.commands import models
 
     return models.run(_settings(), arguments.action)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from emiliad.commands import bench
+
+    if not arguments.seconds > 0:
+        raise ConfigError(f"--seconds {arguments.seconds}: is not more than 0")
+    return bench.run(_settings(), arguments.file, arguments.seconds, as_json=arguments.json)
 
 
 def _config(arguments: argparse.Namespace) -> int:
