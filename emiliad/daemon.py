@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +23,12 @@ from emiliad.fleet import build_executors
 from emiliad.leases import Leases
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
+from emiliad.outputs import Outputs
 from emiliad.publish import Publisher
 from emiliad.scratch import Scratch
 from emiliad.store import Store
 from emiliad.stores import open_store
+from emiliad.stores.patient import PatientStore
 from emiliad.sweep import Sweeper
 from emiliad.tasks import Layout
 from emiliad.types import Claim, Outcome, Prefetched, Processed
@@ -44,15 +45,16 @@ class Daemon:
 
     settings: Settings
     store: Store
-    layout: Layout
     scratch: Scratch
     leases: Leases
+    publisher: Publisher
+    sweeper: Sweeper
     metrics: Metrics
     outcomes: Outcomes
     executors: tuple[Executor, ...]
 
 
-async def run(settings: Settings, *, exit_when_empty: bool = False) -> Mapping[Outcome, int]:
+async def run(settings: Settings, *, exit_when_empty: bool = False) -> Counter[Outcome]:
     """Runs until it is told to stop, or with `exit_when_empty` until every task is settled.
 
     The first SIGTERM or SIGINT drains, the second stops now; both end with no lease held. Returns
@@ -66,12 +68,14 @@ async def run(settings: Settings, *, exit_when_empty: bool = False) -> Mapping[O
         finally:
             with anyio.move_on_after(_LAST_WORDS_S, shield=True):
                 await daemon.leases.release_all()
-        return Counter(daemon.outcomes.totals)
+        totals = Counter(daemon.outcomes.totals)
+        totals[Outcome.FAILED] += daemon.leases.given_up
+        return totals
 
 
 async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
     config = settings.daemon
-    store = open_store(config.store_url)
+    store = PatientStore(open_store(config.store_url))
     stack.push_async_callback(store.aclose)
     scratch = Scratch(config.scratch_dir)
     stack.callback(scratch.close)
@@ -81,6 +85,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
         tasks_base=config.tasks_base_prefix,
         todo_prefix=config.tasks_todo_prefix,
     )
+    outputs = Outputs(store, layout, concurrency=config.upload_concurrency)
     leases = Leases(
         store,
         layout,
@@ -88,11 +93,16 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
         ttl_s=config.lease_ttl_s,
         max_attempts=config.max_attempts,
         retry_backoff_s=config.retry_backoff_s,
+        outputs=outputs,
     )
     metrics = Metrics()
     executors = await anyio.to_thread.run_sync(build_executors, settings, dict(os.environ))
     outcomes = Outcomes(leases, scratch, metrics)
-    return Daemon(settings, store, layout, scratch, leases, metrics, outcomes, executors)
+    publisher = Publisher(store, layout, leases, outputs=outputs)
+    sweeper = Sweeper(store, layout, ttl_s=config.lease_ttl_s, outputs=outputs)
+    return Daemon(
+        settings, store, scratch, leases, publisher, sweeper, metrics, outcomes, executors
+    )
 
 
 async def _operate(daemon: Daemon, *, exit_when_empty: bool) -> None:
@@ -106,7 +116,7 @@ async def _operate(daemon: Daemon, *, exit_when_empty: bool) -> None:
             )
         )
         background.start_soon(
-            partial(sweep.run, sweeper=_sweeper(daemon), every_s=config.lease_ttl_s)
+            partial(sweep.run, sweeper=daemon.sweeper, every_s=config.lease_ttl_s)
         )
         with stop.work:
             await _flow(daemon, stop, exit_when_empty=exit_when_empty)
@@ -134,10 +144,14 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
                     ready=stop.ready,
                 )
             )
-        publisher = _publisher(daemon)
         for _ in range(_UPLOADERS):
             work.start_soon(
-                partial(upload.run, done_out.clone(), publisher=publisher, outcomes=daemon.outcomes)
+                partial(
+                    upload.run,
+                    done_out.clone(),
+                    publisher=daemon.publisher,
+                    outcomes=daemon.outcomes,
+                )
             )
         done_in.close()
         done_out.close()
@@ -218,16 +232,3 @@ async def _obey_signals(stop: _Stop) -> None:
 def _deadline_s(settings: Settings, audio_bytes: int) -> float:
     config = settings.daemon
     return config.task_timeout_base_s + config.task_timeout_factor * audio_bytes / _BYTES_PER_SECOND
-
-
-def _publisher(daemon: Daemon) -> Publisher:
-    return Publisher(
-        daemon.store,
-        daemon.layout,
-        daemon.leases,
-        concurrency=daemon.settings.daemon.upload_concurrency,
-    )
-
-
-def _sweeper(daemon: Daemon) -> Sweeper:
-    return Sweeper(daemon.store, daemon.layout, ttl_s=daemon.settings.daemon.lease_ttl_s)

@@ -29,15 +29,17 @@ async def run(
     async with outbox:
         while True:
             claim = await leases.next()
-            metrics.todo_tasks.set(leases.outlook.todo)
+            outlook = leases.outlook
+            metrics.todo_tasks.set(outlook.todo - outlook.failed)
             if claim is not None:
                 wait = _FIRST_WAIT_S
                 await _hand_on(claim, outbox, outcomes)
                 continue
-            if exit_when_empty and leases.outlook.settled:
+            if exit_when_empty and outlook.settled:
                 _log.info("queue.empty")
                 return
-            await anyio.sleep(wait)
+            # A back-off or a lease that ends sooner than the next look is worth an earlier one.
+            await anyio.sleep(min(wait, max(outlook.wait_s or wait, _FIRST_WAIT_S)))
             wait = min(wait * 2, poll_s)
 
 

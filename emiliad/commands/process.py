@@ -110,7 +110,7 @@ async def _one(executor: Executor, job: _Job, out: Path, progress: Progress) -> 
     bar = progress.add_task("", name=job.name, stage=STAGES[0], total=len(STAGES))
 
     def on_stage(stage: Stage) -> None:
-        after = STAGES.index(stage.name) + 1 if stage.name in STAGES else 0  # type: ignore[arg-type]
+        after = STAGES.index(stage.name) + 1 if stage.name in STAGES else 0
         progress.update(bar, completed=after, stage=STAGES[min(after, len(STAGES) - 1)])
 
     unfinished = out / f".{job.name[:100]}.{os.getpid()}.unfinished"
