@@ -193,13 +193,13 @@ def _open(request: _Request, offset: int, validator: str) -> http.client.HTTPRes
             headers["If-Range"] = validator
     if request.token:
         headers["Authorization"] = f"Bearer {request.token}"
-    opener = urllib.request.build_opener(_Redirects)
+    opener = urllib.request.build_opener(RedirectsWithoutToken)
     asked = urllib.request.Request(request.url, headers=headers)
     response: http.client.HTTPResponse = opener.open(asked, timeout=SILENCE_S)
     return response
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class RedirectsWithoutToken(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but takes the token along only within its host."""
 
     def redirect_request(
