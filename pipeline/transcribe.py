@@ -40,8 +40,9 @@ SHORT_TAIL = 200  # frames of silence after the segment: without them the decode
 SHORT_LEAST = 1_000  # frames
 SHORT_STEP = 500  # frames; so few lengths that each still fills a batch
 
-_WEIGHTS = "model.bin"
-_TOKENIZER = "tokenizer.json"  # faster_whisper would ask the hub for a missing one
+# All that a folder must hold, whatever its kind of vocabulary. Asked for a missing tokenizer,
+# faster_whisper would turn to the hub; without the configuration there are no languages.
+_FILES = ("model.bin", "config.json", "tokenizer.json")
 _PULL = "run `emiliad models pull`, or set ASR_MODEL to a folder with a CTranslate2 Whisper"
 
 # CTranslate2 raises RuntimeError for every failure of CUDA; only the text tells which.
@@ -294,7 +295,7 @@ def _compute_type(device: str, asked: str) -> str:
 
 
 def _load(folder: Path, device: str, compute_type: str, threads: int) -> WhisperModel:
-    for name in (_WEIGHTS, _TOKENIZER):
+    for name in _FILES:
         if not (folder / name).is_file():
             raise ModelError(f"no speech recogniser at {folder}: {name} is missing; {_PULL}")
     try:
