@@ -17,6 +17,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from emiliad import logs
 from emiliad.actors import claim, execute, prefetch, renew, sweep, upload
+from emiliad.bucket import opened
 from emiliad.config import Settings
 from emiliad.executor.host import Executor
 from emiliad.fleet import build_executors
@@ -27,10 +28,7 @@ from emiliad.outputs import Outputs
 from emiliad.publish import Publisher
 from emiliad.scratch import Scratch
 from emiliad.store import Store
-from emiliad.stores import open_store
-from emiliad.stores.patient import PatientStore
 from emiliad.sweep import Sweeper
-from emiliad.tasks import Layout
 from emiliad.types import Claim, Outcome, Prefetched, Processed
 
 _UPLOADERS = 4  # episodes whose outputs are on their way at the same time
@@ -75,16 +73,10 @@ async def run(settings: Settings, *, exit_when_empty: bool = False) -> Counter[O
 
 async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
     config = settings.daemon
-    store = PatientStore(open_store(config.store_url))
-    stack.push_async_callback(store.aclose)
+    bucket = await stack.enter_async_context(opened(config))
+    store, layout = bucket.store, bucket.layout
     scratch = Scratch(config.scratch_dir)
     stack.callback(scratch.close)
-    layout = Layout.under(
-        raw_prefix=config.raw_audio_prefix,
-        processed_prefix=config.processed_prefix,
-        tasks_base=config.tasks_base_prefix,
-        todo_prefix=config.tasks_todo_prefix,
-    )
     outputs = Outputs(store, layout, concurrency=config.upload_concurrency)
     leases = Leases(
         store,

@@ -1,0 +1,129 @@
+"""`emiliad enqueue`, `status` and `retry`: the queue seen from a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+import anyio
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from emiliad import enqueue as scan
+from emiliad import retry as again
+from emiliad.bucket import opened
+from emiliad.config import Config, Settings
+from emiliad.overview import Overview, Reader
+
+_WATCH_S = 2.0  # seconds between two looks of `status --watch`
+_console = Console(stderr=True)
+
+
+def enqueue(settings: Settings, *, dry_run: bool, limit: int | None) -> int:
+    """Creates the missing tasks and says how many of what there are."""
+    report = anyio.run(partial(_enqueue, settings.daemon, dry_run, limit))
+    created = "to create" if dry_run else "created"
+    facts = [f"{report.created} {created}", f"{report.existing} existing", f"{report.done} done"]
+    facts += [f"{count} skipped: {why}" for why, count in sorted(report.skipped.items())]
+    if report.limited:
+        facts.append("stopped at the limit")
+    _console.print(", ".join(facts), highlight=False)
+    return 0
+
+
+async def _enqueue(config: Config, dry_run: bool, limit: int | None) -> scan.EnqueueReport:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=_console, transient=True) as progress:
+        line = progress.add_task("reads the queue")
+
+        def show(report: scan.EnqueueReport) -> None:
+            seen = report.created + report.existing + report.done + sum(report.skipped.values())
+            progress.update(line, description=f"{seen} files, {report.created} new")
+
+        async with opened(config) as bucket:
+            return await scan.enqueue(
+                bucket.store, bucket.layout, dry_run=dry_run, limit=limit, on_progress=show
+            )
+
+
+def status(settings: Settings, *, as_json: bool, watch: bool) -> int:
+    """Shows the queue once, or with `watch` until it is interrupted."""
+    anyio.run(partial(_status, settings.daemon, as_json, watch))
+    return 0
+
+
+async def _status(config: Config, as_json: bool, watch: bool) -> None:
+    async with opened(config) as bucket:
+        reader = Reader(bucket.store, bucket.layout, ttl_s=config.lease_ttl_s)
+        if as_json:
+            await _print_json(reader, watch)
+        elif watch:
+            await _watch(reader)
+        else:
+            _console.print(_table(await reader.overview()))
+
+
+async def _print_json(reader: Reader, watch: bool) -> None:
+    while True:
+        overview = await reader.overview()
+        print(json.dumps(asdict(overview) | {"in_progress": overview.in_progress}), flush=True)
+        if not watch:
+            return
+        await anyio.sleep(_WATCH_S)
+
+
+async def _watch(reader: Reader) -> None:
+    with Live(_table(await reader.overview()), console=_console) as live:
+        while True:
+            await anyio.sleep(_WATCH_S)
+            live.update(_table(await reader.overview()))
+
+
+def _table(overview: Overview) -> Table:
+    table = Table.grid(padding=(0, 2))
+    stale = f", {overview.stale} stale" if overview.stale else ""
+    hours = f"{overview.audio_hours:,.2f}" + (" (estimated)" if overview.estimated else "")
+    rate = f"{overview.tasks_per_hour:,.0f} tasks, {overview.audio_hours_per_hour:,.1f} h an hour"
+    rows = {
+        "todo": f"{overview.todo:,}",
+        "in progress": f"{overview.in_progress:,} ({overview.fresh} fresh{stale})",
+        "publishing": f"{overview.publishing:,}",
+        "completed": f"{overview.completed:,}",
+        "failed": f"{overview.failed:,}",
+        "audio hours": hours,
+        "rate": f"{rate}, over the last ten minutes",
+        "time left": _duration(overview.eta_s),
+        "nodes": f"{len(overview.nodes)}",
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/]", value)
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def retry(settings: Settings, episodes: Sequence[str] | None) -> int:
+    """Requeues failed tasks. Returns 0, or 1 when one that was named could not be requeued."""
+    results = anyio.run(partial(_retry, settings.daemon, episodes))
+    counts: Counter[again.Retried] = Counter(result for _, result in results)
+    for episode, result in results:
+        if episodes is not None or result is not again.Retried.REQUEUED:
+            _console.print(f"{episode}: {result.value}", highlight=False, markup=False)
+    _console.print(f"{counts[again.Retried.REQUEUED]} requeued", highlight=False)
+    harmless = counts[again.Retried.REQUEUED] + counts[again.Retried.COMPLETED]
+    return 0 if harmless == len(results) else 1
+
+
+async def _retry(config: Config, episodes: Sequence[str] | None) -> list[tuple[str, again.Retried]]:
+    async with opened(config) as bucket:
+        return await again.retry(bucket.store, bucket.layout, episodes)
