@@ -253,21 +253,24 @@ def _padded(
     pieces: Sequence[_Piece], voiced: Timeline, limit: int, rules: Rules
 ) -> Iterator[_Piece]:
     """The pieces, the earlier first; those a little too short extended where there is room."""
-    own: dict[str, list[Stretch]] = defaultdict(list)
-    for piece in pieces:
-        own[piece.speaker.name].append((piece.start, piece.end))
-    beside = {name: Timeline(stretches) for name, stretches in own.items()}
-    taken = 0  # where the last extended piece ends
+    walls = {piece.speaker.name: _walls(piece.speaker, pieces) for piece in pieces}
+    taken = 0  # what was extended lies before this
     for piece in pieces:
         if piece.is_short(rules) and piece.end - piece.start >= rules.pad_from_s * 1000:
-            walls = (beside[piece.speaker.name], piece.speaker.others)
-            start, end = _room(piece, walls, voiced, limit)
-            start = max(start, min(taken, piece.start))
-            extended = _extended(piece, (start, end), rules.safe_min_ms)
+            start, end = _room(piece, walls[piece.speaker.name], voiced, limit)
+            room = max(start, min(taken, piece.start)), end if taken <= piece.end else piece.end
+            extended = _extended(piece, room, rules.safe_min_ms)
             taken = max(taken, extended.end)
             yield extended
         else:
             yield piece
+
+
+def _walls(who: _Speaker, pieces: Sequence[_Piece]) -> tuple[Timeline, Timeline]:
+    """Where the speaker's utterances must end: the speaker's own pieces, and what others have."""
+    own = Timeline((piece.start, piece.end) for piece in pieces if piece.speaker is who)
+    theirs = ((piece.start, piece.end) for piece in pieces if piece.speaker is not who)
+    return own, Timeline([*who.others, *theirs])
 
 
 def _room(piece: _Piece, walls: Iterable[Timeline], voiced: Timeline, limit: int) -> Stretch:

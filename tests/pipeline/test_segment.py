@@ -155,12 +155,12 @@ def emilia(turns: Sequence[Row]) -> list[Row]:
 
 @st.composite
 def unnested_turns(draw: st.DrawFn) -> list[Row]:
-    """Turns on a grid of 1/8 s (exact in binary), each ending after all that began before it."""
+    """Turns on a grid of 1/8 s (exact in binary); what begins later ends later."""
     turns: list[Row] = []
     ends: dict[str, int] = defaultdict(int)
-    start = last = 0
+    start = last = -1
     for speaker in draw(st.lists(st.sampled_from("ABC"), max_size=12)):
-        start = max(start + draw(st.integers(0, 24)), ends[speaker] + 1)
+        start = max(start + draw(st.integers(1, 24)), ends[speaker] + 1)
         end = max(start, last) + draw(st.integers(1, 40))
         if end - start > 160:
             continue
@@ -364,6 +364,18 @@ def test_extension_ends_at_another_extension() -> None:
     """Two utterances that want the same silence share it: the earlier is served first."""
     found = cut((5, 7.5, "A"), (8, 10.5, "B"), rules=PADDED)
     assert times(found) == [(4.75, 7.751, "A"), (7.751, 10.752, "B")]
+
+
+def test_extension_does_not_enter_the_gap_of_merged_pieces() -> None:
+    """B begins together with A's second turn; the gap before it is part of A's segment."""
+    turns: list[Row] = [(9, 10, "A"), (11, 13, "A"), (11, 13.5, "B")]
+    assert times(cut(*turns, rules=PADDED)) == [(9, 13, "A"), (11, 14.001, "B")]
+
+
+def test_two_that_end_together_do_not_share_an_extension() -> None:
+    """The silence after both goes to the first, which takes all it needs there."""
+    turns: list[Row] = [(10, 12.5, "A"), (10.1, 12.5, "B")]
+    assert times(cut(*turns, rules=PADDED)) == [(9.75, 12.751, "A")]
 
 
 def test_extension_ends_at_speech_that_nobody_claims() -> None:
