@@ -181,16 +181,13 @@ class Executor:
     ) -> _Answer:
         """Has `talk` with the child for at most `limit_s`; ends the child if it went wrong."""
         answer: _Answer | None = None
-        kind = "crash"
-        error = ""
+        kind, error = "crash", ""
         try:
             with anyio.move_on_after(limit_s) as limit:
                 answer = await talk(child)
             if limit.cancelled_caught:
-                kind, error = (
-                    "timeout",
-                    f"the executor reached its limit of {limit_s:g} s {where()}",
-                )
+                kind = "timeout"
+                error = f"the executor reached its limit of {limit_s:g} s {where()}"
                 child.dump()
                 await _exit_of(child, self._dump_grace_s)
             elif answer is None:

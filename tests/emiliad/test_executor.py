@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def _descriptors() -> int:
 def _children() -> set[int]:
     found: set[int] = set()
     for thread in Path("/proc/self/task").iterdir():
-        found |= {int(pid) for pid in (thread / "children").read_text().split()}
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends meanwhile
+            found |= {int(pid) for pid in (thread / "children").read_text().split()}
     return found
 
 
