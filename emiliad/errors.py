@@ -15,6 +15,10 @@ class StoreError(EmiliadError):
     """The object store refused or failed a request."""
 
 
+class InvalidKey(StoreError):
+    """This store cannot hold an object of this name; the message says why."""
+
+
 class NotFound(StoreError):
     """No object has this key."""
 
@@ -33,6 +37,14 @@ class Ambiguous(StoreError):
 
 class StoreUnusable(StoreError):
     """Wrong endpoint, keys, bucket or rights, or a full disk: no retry will help."""
+
+
+class DiskFull(StoreUnusable):
+    """No space is left under the store; nothing half-written stays behind."""
+
+
+class BadTask(EmiliadError):
+    """A todo object is no task; the message says what is wrong with it."""
 
 
 class ExecutorFailed(EmiliadError):

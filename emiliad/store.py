@@ -6,15 +6,19 @@ deletes and lists are strongly consistent, as R2 promises.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object's name and state; `etag` is the hex MD5 of a body written in one piece."""
+    """An object's name and state.
+
+    `etag` is the hex MD5 of the body, or holds a `-`, and is then no more than a version: that of
+    a body written in parts (R2), or of a larger file in a list of the embedded store.
+    """
 
     key: str
     size: int  # bytes
@@ -29,8 +33,15 @@ class Object:
     etag: str
 
 
+Page: TypeAlias = list[ObjectInfo]
+PAGE = 1000  # objects in a page of a list at most, as S3 has it
+
+
 class Store(Protocol):
-    """Every method may raise Throttled, Ambiguous or StoreUnusable besides what it names."""
+    """Besides what it names, any method may raise Throttled, Ambiguous, StoreUnusable, InvalidKey.
+
+    What `path` names is a file of the caller's: trouble with it raises OSError.
+    """
 
     async def get(self, key: str) -> Object:
         """Reads a small object. Raises NotFound."""
@@ -50,15 +61,18 @@ class Store(Protocol):
     async def delete(self, key: str) -> None:
         """Removes an object; succeeds if there is none."""
 
-    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[list[ObjectInfo]]:
-        """Yields pages of up to 1,000 objects whose key begins with `prefix`, in key order
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncGenerator[Page, None]:
+        """Yields pages of 1 to 1,000 objects whose key begins with `prefix`, in key order
         (by Unicode code point), beginning behind `start_after`."""
 
     async def upload(self, key: str, path: Path) -> str:
         """Writes a file's bytes, whole or not at all, and returns the etag."""
 
     async def download(self, key: str, path: Path) -> ObjectInfo:
-        """Writes an object's bytes to `path`. Raises NotFound."""
+        """Writes an object's bytes to `path`, which is removed again if that fails.
+
+        Raises NotFound.
+        """
 
     async def aclose(self) -> None:
         """Lets go of connections and files."""
