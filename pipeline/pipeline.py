@@ -40,7 +40,7 @@ class Pipeline:
     def __init__(self, config: PipelineConfig | None = None) -> None:
         self.config = config = config or PipelineConfig.from_env()
         paths = locate(config)
-        device = pick_device(config.device)
+        self.device = device = pick_device(config.device)
         threads = config.cpu_threads
         self._separate = Separator(
             paths.separation,

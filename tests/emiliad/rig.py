@@ -97,14 +97,14 @@ class Bucket:
     def outputs(self, episode: str, language: str = "en") -> Path:
         return self.root / "bucket" / "processed" / language / episode
 
-    def verify_settled(self) -> None:
-        """What must hold when nothing is left to do: no lease, no child, no scratch, no litter."""
+    def verify_settled(self, scratch: str = "scratch") -> None:
+        """What must hold when nothing is left to do: no lease, no scratch, no litter."""
         assert self.tasks("in_progress").keys() <= self.tasks("failed").keys()
         assert self.tasks("todo").keys() == self.tasks("failed").keys()
         packs = self.root / "bucket" / "tasks" / "processing_outputs"
         assert [path for path in packs.rglob("*") if path.is_file()] == []
-        scratch = self.root / "scratch"
-        assert [path for path in scratch.rglob("*") if "audio" in path.name] == []
+        leftovers = (self.root / scratch).glob("owner-*/tasks/*")
+        assert list(leftovers) == []
         for episode, record in self.tasks("completed").items():
             self.verify_outputs(episode, record)
 

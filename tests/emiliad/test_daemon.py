@@ -57,9 +57,8 @@ def test_another_node_takes_over_when_the_lease_expires(bucket: Bucket) -> None:
         daemon.signal(signal.SIGKILL)
     other = {"SCRATCH_DIR": str(bucket.root / "other")}
     assert bucket.emiliad("run", "--exit-when-empty", **other).returncode == 0
-    record = bucket.tasks("completed")["one"]
-    assert record["owner"] != ""
-    bucket.verify_settled()
+    assert bucket.tasks("completed")["one"]["attempt"] == 1  # a lost owner is no failure
+    bucket.verify_settled(scratch="other")
 
 
 def test_a_file_that_crashes_every_executor_is_given_up(bucket: Bucket) -> None:
