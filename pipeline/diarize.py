@@ -14,7 +14,8 @@ import torch
 import yaml  # type: ignore[import-untyped]  # comes with pyannote
 from numpy.typing import NDArray
 
-from pipeline._pyannote import PLDA, BoundedDiarization, Model, OnnxEmbedding, SideBySide
+from pipeline._embedding import OnnxEmbedding
+from pipeline._pyannote import PLDA, BoundedDiarization, Model, SideBySide
 from pipeline.config import SAMPLE_RATE
 from pipeline.types import ModelError, Turn
 
@@ -48,7 +49,8 @@ class Diarizer:
 
     Memory beyond the nets and a batch, per hour of audio: the waveform at 16 kHz (230 MB), the
     segmentation (25 MB, a few copies), the embeddings (10 MB), and 2 MB per speaker; clustering
-    takes up to about 1 GB for a moment. On CUDA only the nets and one batch are on the device.
+    takes up to half a GB for a moment. On CUDA only the nets and one batch are on the device.
+    From some two hours on, not all embeddings are clustered (see `pipeline._pyannote`).
     """
 
     def __init__(

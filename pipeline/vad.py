@@ -25,7 +25,7 @@ THRESHOLD = 0.5  # speech begins at this probability
 END_THRESHOLD = THRESHOLD - 0.15  # and may end below this one
 MIN_SPEECH = RATE * 250 // 1000  # samples; speech that lasts no longer is dropped
 MIN_SILENCE = RATE * 100 // 1000  # samples; a shorter silence is no pause
-PAD = RATE * 30 // 1000  # samples added at each side, at most half the pause
+PAD = RATE * 30 // 1000  # samples added at each side
 
 _BLOCK = 4096  # frames (131 s) a run of the net: 9 MB of input, and few runs
 
@@ -92,8 +92,12 @@ def speech(probabilities: Iterable[float], samples: int) -> list[Stretch]:
     follows within MIN_SILENCE. What lasts no longer than MIN_SPEECH is dropped, the rest padded.
     `samples` is the recording's length, where speech that goes on ends.
     """
-    stretches = _stretches(probabilities, samples)
-    return _padded([(start, end) for start, end in stretches if end - start > MIN_SPEECH], samples)
+    # Pauses last MIN_SILENCE at least, which is more than two PADs: the stretches stay apart.
+    return [
+        (max(0, start - PAD), min(samples, end + PAD))
+        for start, end in _stretches(probabilities, samples)
+        if end - start > MIN_SPEECH
+    ]
 
 
 def _stretches(probabilities: Iterable[float], samples: int) -> Iterator[Stretch]:
@@ -110,16 +114,3 @@ def _stretches(probabilities: Iterable[float], samples: int) -> Iterator[Stretch
                 start = end = None
     if start is not None:
         yield start, samples
-
-
-def _padded(stretches: list[Stretch], samples: int) -> list[Stretch]:
-    """Each stretch with PAD on both sides; where a pause is too short for that, with half of it."""
-    starts = [start for start, _ in stretches]
-    ends = [end for _, end in stretches]
-    for i, (end, start) in enumerate(zip(ends[:-1], starts[1:], strict=True)):
-        pad = min(PAD, (start - end) // 2)
-        ends[i], starts[i + 1] = end + pad, start - pad
-    if stretches:
-        starts[0] = max(0, starts[0] - PAD)
-        ends[-1] = min(samples, ends[-1] + PAD)
-    return list(zip(starts, ends, strict=True))
