@@ -29,10 +29,11 @@ class StartFailed(ExecutorFailed):
 
     `kind` is model (a model or a setting is wrong: `final`, a retry is pointless), load, crash,
     timeout or protocol; `reason` is one sentence; `details` the tail of a traceback or of stderr.
+    The latter is shown with it, for there a sentence cannot know the cause.
     """
 
     def __init__(self, reason: str, *, kind: str, details: str) -> None:
-        shown = details if kind != "model" else ""
+        shown = details if kind not in ("model", "load") else ""
         super().__init__(f"{reason}\n{shown}" if shown else reason)
         self.reason = reason
         self.kind = kind

@@ -382,7 +382,7 @@ async def test_close_under_a_running_task_makes_it_a_failure(desk: Any) -> None:
     ("fault", "kind", "texts"),
     [
         ("model", "model", ["cpu.0: the model demo/vad is missing: run `emiliad models pull`"]),
-        ("raises", "load", ["cpu.0: RuntimeError: the fake pipeline was told", "_does_not_load"]),
+        ("raises", "load", ["cpu.0: RuntimeError: the fake pipeline was told not to load"]),
         ("exit", "crash", ["cpu.0: the executor exited with code 42 while loading"]),
         ("segfault", "crash", ["was killed by SIGSEGV while loading", "Segmentation fault"]),
         ("hang", "timeout", ["reached its limit of 3 s while loading", "in _hangs"]),
@@ -397,6 +397,9 @@ async def test_a_failed_start_says_why(fault: str, kind: str, texts: list[str]) 
     assert isinstance(caught.value, StartFailed)
     assert (caught.value.kind, caught.value.final) == (kind, kind == "model")
     assert all(text in str(caught.value) for text in texts), str(caught.value)
+    if kind in ("model", "load"):
+        assert "\n" not in str(caught.value)
+        assert "in __init__" in caught.value.details
     assert not executor.alive
 
 
