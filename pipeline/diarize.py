@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 import yaml  # type: ignore[import-untyped]  # comes with pyannote
 from numpy.typing import NDArray
 
 from pipeline._embedding import OnnxEmbedding
 from pipeline._pyannote import PLDA, BoundedDiarization, Model, SideBySide
+from pipeline.audio import resample
 from pipeline.config import SAMPLE_RATE
 from pipeline.types import ModelError, Turn
 
@@ -73,7 +73,7 @@ class Diarizer:
         on in the order in which they first speak. Without speech there are none. Equal samples
         give equal turns on a CPU.
         """
-        heard = soxr.resample(samples, SAMPLE_RATE, _NET_RATE)
+        heard = resample(samples, SAMPLE_RATE, _NET_RATE)
         if not len(heard):
             return []
         waveform = torch.from_numpy(heard)[None]

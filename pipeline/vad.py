@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
+from pipeline.audio import resample
 from pipeline.config import SAMPLE_RATE
 from pipeline.runtime import onnx_session
 from pipeline.types import ModelError, Span
@@ -53,7 +53,7 @@ class VoiceActivity:
         They do not overlap and lie within the recording. Beyond a copy at 16 kHz memory does not
         grow with the length.
         """
-        heard = soxr.resample(samples, SAMPLE_RATE, RATE)
+        heard = resample(samples, SAMPLE_RATE, RATE)
         found = speech(self.probabilities(heard), len(heard))
         duration = len(samples) / SAMPLE_RATE
         return tuple(Span(start / RATE, min(end / RATE, duration)) for start, end in found)
