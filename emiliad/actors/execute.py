@@ -74,12 +74,15 @@ class _Worker:
             try:
                 loaded = await self.executor.start()
             except StartFailed as error:
-                if error.kind == "model":
+                if error.final:
                     raise ConfigError(error.reason) from error
                 if attempt == _STARTS_IN_A_ROW:
                     raise
                 _log.warning(
-                    "executor.start_failed", executor=self.executor.name, reason=error.reason
+                    "executor.start_failed",
+                    executor=self.executor.name,
+                    reason=error.reason,
+                    details=error.details,
                 )
                 await anyio.sleep(attempt)
             else:
@@ -94,9 +97,11 @@ class _Worker:
         self.show("idle")
 
     async def process(self, item: Prefetched, outbox: MemoryObjectSendStream[Processed]) -> None:
-        self.show("busy")
         seconds: dict[str, float] = {}
         try:
+            if not self.executor.alive:  # it died while it had nothing to do
+                await self._restart("crash")
+            self.show("busy")
             result = await self._execute(item, seconds)
             await self._settle(item, result, seconds, outbox)
         except anyio.get_cancelled_exc_class():
@@ -152,8 +157,10 @@ class _Worker:
         if self.executor.alive and reusable:
             self.show("idle")
             return
-        reason = result.kind if isinstance(result, Failed) else "lost"
-        self.metrics.executor_restarts.labels(_restart_reason(reason)).inc()
+        await self._restart(result.kind if isinstance(result, Failed) else "lost")
+
+    async def _restart(self, why: str) -> None:
+        self.metrics.executor_restarts.labels(_restart_reason(why)).inc()
         await self.executor.close()
         await self.start()
 

@@ -38,7 +38,8 @@ def enqueue(settings: Settings, *, dry_run: bool, limit: int | None) -> int:
 
 async def _enqueue(config: Config, dry_run: bool, limit: int | None) -> scan.EnqueueReport:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=_console, transient=True) as progress:
+    quiet = not _console.is_terminal
+    with Progress(*columns, console=_console, transient=True, disable=quiet) as progress:
         line = progress.add_task("reads the queue")
 
         def show(report: scan.EnqueueReport) -> None:

@@ -137,16 +137,33 @@ def _prepare_signals() -> None:
 def load(reference: str) -> tuple[Pipeline, str]:
     """Builds the pipeline `module:Class` from the environment; returns it and its device's name.
 
-    Raises whatever the import and the constructor raise.
+    Raises SettingsError for a reference to nothing, and whatever the import and the constructor do.
     """
     from pipeline.config import PipelineConfig
 
+    config = PipelineConfig.from_env()
+    pipeline: Pipeline = _resolve(reference)(config)
+    return pipeline, str(getattr(pipeline, "device", config.device))
+
+
+def _resolve(reference: str) -> Any:
+    from pipeline.settings import SettingsError
+
     module, _, name = reference.partition(":")
     if not (module and name):
-        raise ValueError(f"PIPELINE: {reference!r} is not of the form module:Class")
-    config = PipelineConfig.from_env()
-    pipeline: Pipeline = getattr(importlib.import_module(module), name)(config)
-    return pipeline, str(getattr(pipeline, "device", config.device))
+        raise SettingsError([f"PIPELINE: {reference!r} is not of the form module:Class"])
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and misses another one
+        raise SettingsError(
+            [f"PIPELINE: there is no module {error.name!r} on PYTHONPATH"]
+        ) from error
+    except AttributeError as error:
+        if hasattr(sys.modules.get(module), name):
+            raise
+        raise SettingsError([f"PIPELINE: {module!r} has no {name!r}"]) from error
 
 
 def serve(pipeline: Pipeline, inbox: int, sender: _Sender) -> None:

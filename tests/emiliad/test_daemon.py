@@ -99,8 +99,9 @@ def test_sigterm_drains(bucket: Bucket) -> None:
     for number in range(5):
         bucket.put_audio(f"{number}.mp3")
     bucket.emiliad("enqueue")
-    with bucket.daemon(FAKE_SECONDS="1.5", LOG_LEVEL="debug") as daemon:
+    with bucket.daemon(FAKE_SECONDS="3", LOG_LEVEL="debug") as daemon:
         daemon.until("executor.began")
+        wait_until(lambda: len(bucket.tasks("in_progress")) >= 3)
         daemon.signal(signal.SIGTERM)
         assert daemon.ends() == 0
         assert len(daemon.events("task.completed")) == 1
@@ -200,7 +201,7 @@ def test_a_pipeline_that_cannot_be_loaded_ends_the_daemon(bucket: Bucket) -> Non
     bucket.put_audio("one.mp3")
     bucket.emiliad("enqueue")
     done = bucket.emiliad("run", "--exit-when-empty", PIPELINE="nowhere:Nothing")
-    assert done.returncode in (1, 2)
+    assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
     assert bucket.tasks("in_progress") == {}

@@ -406,8 +406,8 @@ async def test_a_failed_start_says_why(fault: str, kind: str, texts: list[str]) 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"pipeline": "no_such_module:Fake"}, "No module named 'no_such_module'"),
-        ({"pipeline": "tests.emiliad.fake_pipelines:Nobody"}, "no attribute 'Nobody'"),
+        ({"pipeline": "no_such_module:Fake"}, "there is no module 'no_such_module'"),
+        ({"pipeline": "tests.emiliad.fake_pipelines:Nobody"}, "has no 'Nobody'"),
         ({"pipeline": "fake"}, "PIPELINE: 'fake' is not of the form module:Class"),
         ({"env": {"MODELS": "nonsense"}}, "MODELS: 'nonsense' is not one of"),
         ({"python": "/no/such/python"}, "/no/such/python cannot be started: No such file"),
