@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import shutil
@@ -18,6 +19,8 @@ def write_pack(folder: Path, pack: Path) -> dict[str, Output]:
 
     Sizes and hashes are those of the bytes that went into the pack. Raises OSError.
     """
+    if not folder.is_dir():  # a walk through nothing would find nothing, and commit that
+        raise FileNotFoundError(errno.ENOENT, "the folder of outputs is gone", str(folder))
     with tarfile.open(pack, "w", format=tarfile.PAX_FORMAT) as tar:
         return {name: _add(tar, name, folder / name) for name in _names(folder)}
 
