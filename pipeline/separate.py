@@ -72,8 +72,8 @@ class Separator:
         self._session = onnx_session(
             model, device=self._device, threads=threads, cuda_mem_limit_gb=cuda_mem_limit_gb
         )
-        most = _largest_batch(self._session, model)
-        self._batch = min(batch or (CUDA_BATCH if self._device == "cuda" else CPU_BATCH), most)
+        best = CUDA_BATCH if self._device == "cuda" else CPU_BATCH
+        self._batch = (batch or best) if _takes_batches(self._session, model) else 1
         self._plan = _Plan.of_seconds(chunk_s, margin_s)
         self._denoise = denoise
         self._primary_stem = primary_stem
@@ -131,19 +131,20 @@ class Separator:
         return torch.istft(spectrum, N_FFT, HOP, window=self._hann, center=True, length=WINDOW)
 
 
-def _largest_batch(session: Any, model: Path) -> int:
-    """How many windows the net takes at a time; raises ModelError when it is another net."""
+def _takes_batches(session: Any, model: Path) -> bool:
+    """Whether the net takes several windows at a time; raises ModelError when it is another net."""
     shape = session.get_inputs()[0].shape
+    free = [given is None or isinstance(given, str) for given in shape]
     fits = len(shape) == 4 and all(
-        isinstance(given, str) or given is None or given == wanted
-        for given, wanted in zip(shape[1:], INTERFACE, strict=True)
+        any_size or given == wanted
+        for any_size, given, wanted in zip(free, shape, (1, *INTERFACE), strict=True)
     )
     if not fits or len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
         raise ModelError(
             f"{model} is not an MDX separation net: its input is {shape}, "
             f"not [batch, {', '.join(map(str, INTERFACE))}]"
         )
-    return 1 if shape[0] == 1 else 2**31
+    return free[0]
 
 
 @dataclass(frozen=True, slots=True)
