@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,23 @@ _TRACED_FRAMES = 347  # no multiple of 2 or of 100, so that no rounding goes uns
 _CHECKED = ((1, 3), (1, 199), (1, 200), (1, 201), (3, 401), (1, 998))
 _USAGE = """usage: python -m pipeline.convert passthrough OUT
        python -m pipeline.convert campplus NETWORK.py WEIGHTS.pt OUT"""
+
+
+def in_own_process(recipe: str, files: Iterable[Path]) -> None:
+    """Runs a recipe of this very installation. Raises ModelError with what it says last."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline.convert", recipe, *files],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode != 0:
+        said = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
+        raise ModelError(f"the {recipe} model could not be made: {said[-1]}")
 
 
 def passthrough(out: Path) -> None:

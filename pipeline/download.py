@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import os
-import shutil
 import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.disk import disk_errors, ensure_room
 from pipeline.types import ModelError
 
 BLOCK = 1024 * 1024  # bytes read at most at a time, and between two reports
 SILENCE_S = 60.0  # a connection that says nothing for so long is given up
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429})  # besides 5xx
 
 Report = Callable[[int, int | None], None]
@@ -54,17 +51,17 @@ class Refused(ModelError):
 class Unreachable(ModelError):
     """The server could not be reached, or broke off again and again."""
 
-    def __init__(self, url: str, why: str) -> None:
+    def __init__(self, url: str, why: str, *, answered: bool = False) -> None:
         super().__init__(f"{url} could not be had: {why}")
-        self.host = urllib.parse.urlsplit(url).netloc
-
-
-class DiskFull(ModelError):
-    """There is no room for the file; what has come of it is kept for the next time."""
+        self.answered = answered  # though not with the file
 
 
 class _Broken(Exception):
     """The transfer broke off in a way that another try may mend."""
+
+    def __init__(self, why: str, *, answered: bool = True) -> None:
+        super().__init__(why)
+        self.answered = answered
 
 
 def download(
@@ -147,7 +144,7 @@ def _persist(request: _Request, part: _Part, report: Report, patience: Patience)
         except _Broken as error:
             failures = 1 if part.size > before else failures + 1
             if failures >= patience.attempts:
-                raise Unreachable(request.url, str(error)) from error
+                raise Unreachable(request.url, str(error), answered=error.answered) from error
             time.sleep(patience.wait_s * 2 ** (failures - 1))
 
 
@@ -166,7 +163,7 @@ def _receive(request: _Request, part: _Part, report: Report) -> None:
             raise ModelError(
                 f"{request.url} has {total} bytes; {request.size} are expected: it is another file"
             )
-        _ensure_room(part, response.length or 0)
+        ensure_room(part.target, response.length or 0)
         part.validator = _validator(response.headers)
         done = _write(_blocks(response), part, offset, lambda done: report(done, total))
     if total is not None and done < total:
@@ -174,7 +171,7 @@ def _receive(request: _Request, part: _Part, report: Report) -> None:
 
 
 def _opened(request: _Request, part: _Part, offset: int) -> http.client.HTTPResponse:
-    """The answer, once its headers are there. Raises what _sorted makes of a failure."""
+    """The answer, once its headers are there. Raises what the failure is sorted into."""
     try:
         return _open(request, offset, part.validator)
     except urllib.error.HTTPError as error:
@@ -274,34 +271,13 @@ def _sorted_failure(url: str, error: Exception) -> Exception:
     reason = error.reason if isinstance(error, urllib.error.URLError) else None
     if isinstance(reason, ssl.SSLCertVerificationError | str):
         return Unreachable(url, _reason(error))
-    return _Broken(_reason(error))
+    return _Broken(_reason(error), answered=False)
 
 
 def _reason(error: Exception) -> str:
     why = error.reason if isinstance(error, urllib.error.URLError) else error
-    return str(why) or type(why).__name__
-
-
-def _ensure_room(part: _Part, needed: int) -> None:
-    free = shutil.disk_usage(part.target.parent).free
-    if needed > free:
-        raise DiskFull(
-            f"{part.target.name} needs {needed} more bytes in {part.target.parent}, "
-            f"where {free} are free"
-        )
-
-
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Makes a ModelError of an OSError while `target` is written: DiskFull or another."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            raise DiskFull(f"{target.parent} has no room for {target.name}") from error
-        raise ModelError(
-            f"{error.filename or target} cannot be written: {error.strerror}"
-        ) from error
+    said = why.strerror if isinstance(why, OSError) else str(why)
+    return said or str(why) or type(why).__name__
 
 
 def _checked(part: _Part, url: str, size: int | None, sha256: str | None) -> str:

