@@ -50,12 +50,13 @@ async def enqueue(
     dry_run: bool = False,
     limit: int | None = None,
     on_progress: Callable[[EnqueueReport], None] | None = None,
+    patience: Patience | None = None,
 ) -> EnqueueReport:
     """Scans the raw prefix and puts the missing todos, `limit` of them at most.
 
     `dry_run` counts what would be created. `on_progress` hears of each page of the listing.
     """
-    scan = _Scan(store, layout, dry_run, limit)
+    scan = _Scan(store, layout, dry_run, limit, patience or Patience())
     await scan.learn()
     async with aclosing(store.list(layout.raw)) as pages:
         async for page in pages:
@@ -68,8 +69,16 @@ async def enqueue(
 
 
 class _Scan:
-    def __init__(self, store: Store, layout: Layout, dry_run: bool, limit: int | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        dry_run: bool,
+        limit: int | None,
+        patience: Patience,
+    ) -> None:
         self._store = store
+        self._patience = patience
         self._layout = layout
         self._dry_run = dry_run
         self._limit = limit
@@ -166,7 +175,7 @@ class _Scan:
     async def _put(self, task: TaskRef) -> None:
         key, body = self._layout.todo_key(task.episode_id), todo_body(task)
         try:
-            verdict = await cas(self._store, key, body, ABSENT, patience=Patience())
+            verdict = await cas(self._store, key, body, ABSENT, patience=self._patience)
         except InvalidKey:
             self._counts["created"] -= 1
             self._skipped["no possible name"] += 1

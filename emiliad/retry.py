@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -34,10 +33,10 @@ async def retry(
     ids: Sequence[str] | None = None,
     *,
     wall: Callable[[], float] = time.time,
-    rng: random.Random | None = None,
+    patience: Patience | None = None,
 ) -> list[tuple[str, Retried]]:
     """Requeues these failed tasks, or all that have a dead letter, and says what became of each."""
-    again = _Retry(store, layout, Patience(rng=rng or random.Random()), wall)
+    again = _Retry(store, layout, patience or Patience(), wall)
     if ids is None:
         ids = await again.all_failed()
     return [(episode_id, await again.one(episode_id)) for episode_id in ids]

@@ -20,7 +20,7 @@ def open_store(url: str) -> Store:
     parts = urlsplit(url.replace("?", "%3F").replace("#", "%23"))  # both are legal in a path
     if parts.scheme != "file":
         raise ConfigError(f"STORE_URL={url}: only file:///dir is understood")
-    if parts.netloc not in ("", "localhost") or not parts.path:
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise ConfigError(f"STORE_URL={url}: write file:///dir, with three slashes")
     root = Path(unquote(parts.path))
     if root.exists() and not root.is_dir():

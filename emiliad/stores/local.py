@@ -191,7 +191,7 @@ class LocalStore:
 
     def _prepare(self) -> None:
         """Makes the store's own folders, and clears what killed processes left in them."""
-        if self._prepared:
+        if self._prepared and (self._root / _OWN / "tmp").is_dir():
             return
         for folder in ("tmp", "locks"):
             (self._root / _OWN / folder).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,232 @@
+"""The store's contract: every store does as a plain dictionary would, with conditions obeyed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine
+from hashlib import md5
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from emiliad.errors import NotFound, PreconditionFailed
+from emiliad.store import PAGE, Store
+from emiliad.stores.local import LocalStore
+from emiliad.stores.memory import MemoryStore
+
+T = TypeVar("T")
+
+# Directories, names around `/` in code point order, odd characters; no key is another's folder.
+KEYS = [
+    "a/b",
+    "a-b",
+    "a.b",
+    "a0",
+    "a/b.task",
+    "a/c/d",
+    "a/c/e e",
+    "a/c-d",
+    "a/c.d",
+    "a/c0",
+    "b/é",
+    "b/e\u0301",
+    "b/日本 🎙",
+    "b/'quoted' \"twice\" \\ back",
+    "b/new\nline",
+    "b/.hidden",
+    "c/" + "x" * 255,
+]
+PREFIXES = ["", "a", "a/", "a/c", "a/c/", "b/", "nothing/", "a/c/d", "a/b.task/"]
+BODIES = [b"x", b"y", b"z" * 1000, b"large" * 20_000]
+
+keys = st.sampled_from(KEYS)
+bodies = st.sampled_from(BODIES)
+
+
+def etag(body: bytes) -> str:
+    return md5(body, usedforsecurity=False).hexdigest()
+
+
+class Contract(RuleBasedStateMachine):
+    """Does the same to a store and to a dictionary."""
+
+    make: Callable[[Path], Store]
+
+    @initialize()
+    def begin(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.folder = Path(tempfile.mkdtemp())
+        self.store = type(self).make(self.folder / "root")
+        self.model: dict[str, bytes] = {}
+
+    def teardown(self) -> None:
+        if hasattr(self, "loop"):
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
+            shutil.rmtree(self.folder)
+
+    def do(self, request: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(request)
+
+    @rule(key=keys, body=bodies)
+    def put(self, key: str, body: bytes) -> None:
+        assert self.do(self.store.put(key, body)) == etag(body)
+        self.model[key] = body
+
+    @rule(key=keys, body=bodies)
+    def put_if_absent(self, key: str, body: bytes) -> None:
+        try:
+            assert self.do(self.store.put(key, body, if_absent=True)) == etag(body)
+            assert key not in self.model
+            self.model[key] = body
+        except PreconditionFailed:
+            assert key in self.model
+
+    @rule(key=keys, body=bodies, expected=bodies)
+    def put_if_match(self, key: str, body: bytes, expected: bytes) -> None:
+        try:
+            self.do(self.store.put(key, body, if_match=etag(expected)))
+            assert self.model.get(key) == expected
+            self.model[key] = body
+        except PreconditionFailed:
+            assert self.model.get(key) != expected
+
+    @rule(key=keys)
+    def delete(self, key: str) -> None:
+        self.do(self.store.delete(key))
+        self.model.pop(key, None)
+
+    @rule(key=keys)
+    def get(self, key: str) -> None:
+        try:
+            found = self.do(self.store.get(key))
+            assert (found.body, found.etag) == (self.model[key], etag(self.model[key]))
+        except NotFound:
+            assert key not in self.model
+
+    @rule(key=keys)
+    def head(self, key: str) -> None:
+        try:
+            found = self.do(self.store.head(key))
+            body = self.model[key]
+            assert (found.key, found.size, found.etag) == (key, len(body), etag(body))
+        except NotFound:
+            assert key not in self.model
+
+    @rule(prefix=st.sampled_from(PREFIXES), after=st.sampled_from(["", *KEYS, "a/c/", "b"]))
+    def list(self, prefix: str, after: str) -> None:
+        async def listed() -> list[tuple[str, int, str]]:
+            pages = self.store.list(prefix, start_after=after)
+            return [(i.key, i.size, i.etag) async for page in pages for i in page]
+
+        found = self.do(listed())
+        expected = sorted(k for k in self.model if k.startswith(prefix) and k > after)
+        assert [key for key, _, _ in found] == expected
+        for key, size, tag in found:
+            assert size == len(self.model[key])
+            assert tag == etag(self.model[key]) or ("-" in tag and size > 64 * 1024)
+
+    @rule(key=keys, body=bodies)
+    def upload(self, key: str, body: bytes) -> None:
+        path = self.folder / "source"
+        path.write_bytes(body)
+        assert self.do(self.store.upload(key, path)) == etag(body)
+        self.model[key] = body
+
+    @rule(key=keys)
+    def download(self, key: str) -> None:
+        path = self.folder / "target"
+        path.unlink(missing_ok=True)
+        try:
+            info = self.do(self.store.download(key, path))
+            body = self.model[key]
+            assert (info.key, info.size, info.etag) == (key, len(body), etag(body))
+            assert path.read_bytes() == body
+        except NotFound:
+            assert key not in self.model
+            assert not path.exists()
+
+
+class MemoryContract(Contract):
+    make = staticmethod(lambda _: MemoryStore())
+
+
+class LocalContract(Contract):
+    make = staticmethod(lambda root: LocalStore(root, durable=False))
+
+
+_few = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestMemoryStore = MemoryContract.TestCase
+TestMemoryStore.settings = _few
+TestLocalStore = LocalContract.TestCase
+TestLocalStore.settings = _few
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "memory":
+        return MemoryStore()
+    return LocalStore(tmp_path / "root", durable=False)
+
+
+async def test_a_list_comes_in_pages_of_a_thousand(store: Store) -> None:
+    """In key order, without an empty page at the end, and may begin anywhere."""
+    names = [f"p/{number:04}" for number in range(2 * PAGE)]
+    for name in names:
+        await store.put(name, b"x")
+    pages = [[info.key for info in page] async for page in store.list("p/")]
+    assert [len(page) for page in pages] == [PAGE, PAGE]
+    assert [key for page in pages for key in page] == names
+    rest = [info.key async for page in store.list("p/", start_after=names[-2]) for info in page]
+    assert rest == names[-1:]
+
+
+async def test_of_many_creators_one_wins(store: Store) -> None:
+    """Ten rounds of fifty tasks each."""
+    for number in range(10):
+        wins: list[int] = []
+
+        async def create(who: int, key: str = f"race/{number}", wins: list[int] = wins) -> None:
+            try:
+                await store.put(key, b"%d" % who, if_absent=True)
+            except PreconditionFailed:
+                return
+            wins.append(who)
+
+        async with anyio.create_task_group() as group:
+            for who in range(50):
+                group.start_soon(create, who)
+        (winner,) = wins
+        assert (await store.get(f"race/{number}")).body == b"%d" % winner
+
+
+async def test_no_swap_is_lost(store: Store) -> None:
+    """Eight tasks increment one counter by compare-and-swap."""
+    await store.put("counter", b"0")
+
+    async def increment() -> None:
+        for _ in range(10):
+            while True:
+                found = await store.get("counter")
+                try:
+                    await store.put("counter", b"%d" % (int(found.body) + 1), if_match=found.etag)
+                    break
+                except PreconditionFailed:
+                    continue
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(increment)
+    assert (await store.get("counter")).body == b"80"
