@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -372,24 +373,36 @@ def test_a_small_disk_is_really_filled(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-async def test_what_may_not_be_read_is_that_objects_trouble(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    """Unreadable audio is listed, and fails alone; an unwritable store is unusable."""
-    folder = tmp_path / "root"
-    await store.put("a", b"x")
-    (folder / "a").chmod(0)
-    assert await listed(store) == ["a"]
-    with pytest.raises(StoreError, match="Permission denied") as told:
-        await store.get("a")
-    assert not isinstance(told.value, StoreUnusable)
-    folder.chmod(0o500)
+@contextmanager
+def as_nobody() -> Iterator[Path]:
+    """An empty folder, and no more rights than any user, who is bound by permissions."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
     try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+async def test_what_may_not_be_read_is_that_objects_trouble() -> None:
+    """Unreadable audio is listed, and fails alone; an unwritable store is unusable."""
+    with as_nobody() as folder:
+        store = LocalStore(folder / "root")
+        await store.put("a", b"x")
+        (folder / "root/a").chmod(0)
+        assert await listed(store) == ["a"]
+        with pytest.raises(StoreError, match="Permission denied") as told:
+            await store.get("a")
+        assert not isinstance(told.value, StoreUnusable)
+        (folder / "root").chmod(0o500)
         with pytest.raises(StoreUnusable, match="Permission denied"):
             await store.put("new/b", b"x")
-    finally:
-        folder.chmod(0o700)
+        (folder / "root").chmod(0o700)
 
 
 async def test_trouble_with_a_local_file_is_an_os_error(store: LocalStore, tmp_path: Path) -> None:
