@@ -39,6 +39,7 @@ AAC = Kind("adts", "aac", "fltp", delay=1024)
 OGG = Kind("ogg", "vorbis", "fltp")  # FFmpeg's own encoder: stereo, 44.1 or 48 kHz
 OPUS = Kind("ogg", "libopus", "flt")
 WMA = Kind("asf", "wmav2", "fltp")
+TS = Kind("mpegts", "aac", "fltp", delay=1024)
 WEBM = Kind("webm", "libopus", "flt")
 
 
@@ -70,10 +71,16 @@ def _encode(path: Path, kind: Kind, planes: Samples, rate: int, gap_s: float) ->
         container.mux(stream.encode(None))
 
 
-def video(*, seconds: float = 1.0, sound: Samples | None = None, sound_at: float = 0.0) -> bytes:
-    """An MP4 of grey frames, with 48 kHz sound from `sound_at` on if there is any."""
+def video(
+    *,
+    seconds: float = 1.0,
+    sound: Samples | None = None,
+    sound_at: float = 0.0,
+    container_name: str = "mp4",
+) -> bytes:
+    """A video of grey frames, with 48 kHz sound from `sound_at` on if there is any."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
+    with av.open(file, "w", format=container_name) as container:
         picture = container.add_stream("mpeg4", rate=10)
         picture.width = picture.height = 64
         picture.pix_fmt = "yuv420p"
