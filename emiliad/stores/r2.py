@@ -27,7 +27,10 @@ class R2:
         problems = list(self._problems())
         if problems:
             used = f"STORE_URL is {store_url}" if store_url else "STORE_URL is not set"
-            raise ConfigError(f"{used}, so R2 is the store, but:\n  " + "\n  ".join(problems))
+            raise ConfigError(
+                f"{used}, so R2 is the store (file:///dir would be a directory here), but:\n  "
+                + "\n  ".join(problems)
+            )
 
     def _problems(self) -> Iterator[str]:
         if problem := self._wrong_endpoint():

@@ -30,6 +30,9 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
+from emiliad.stores.r2 import R2
+from emiliad.stores.s3 import S3Store
+
 ACCESS_KEY, SECRET_KEY = "test", "testtest"
 READER, READER_SECRET = "reader", "readerreader"  # may not write
 _START_S = 60.0  # until a server must answer; it takes a second on an idle machine
@@ -75,6 +78,12 @@ class Server:
                 time.sleep(0.1)
             else:
                 return replace(self, bucket=name)
+
+    def store(self, endpoint: str | None = None, **options: Any) -> S3Store:
+        """The store under test on the bucket, through another endpoint if given."""
+        return S3Store(
+            R2(endpoint or self.endpoint, self.bucket, ACCESS_KEY, SECRET_KEY), **options
+        )
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
         """The settings with which emiliad uses the bucket, through another endpoint if given."""
