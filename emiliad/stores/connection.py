@@ -46,7 +46,7 @@ from emiliad.stores.r2 import R2
 T = TypeVar("T")
 
 _CONNECT_S = 5.0
-_READ_S = 30.0  # without a byte, after which a connection counts as dead
+_SILENT = 2  # limits of a small request without a byte, after which a connection counts as dead
 _SLOWEST = 256 * 1024  # bytes a second that a body must make at least
 # A server that has answered nothing for so long since the first try is likelier misnamed than ill.
 # Shorter than the patience with a store, so that a pod whose network comes late still starts.
@@ -85,7 +85,7 @@ class _HttpSession(AIOHTTPSession):  # type: ignore[misc]
         return session
 
 
-def _config(connections: int) -> AioConfig:
+def _config(connections: int, limit_s: float) -> AioConfig:
     return AioConfig(
         signature_version="s3v4",
         s3={"addressing_style": "path", "payload_signing_enabled": False},  # bodies have an MD5
@@ -94,7 +94,7 @@ def _config(connections: int) -> AioConfig:
         request_checksum_calculation="when_required",  # R2 refuses the client's default ones
         response_checksum_validation="when_required",
         connect_timeout=_CONNECT_S,
-        read_timeout=_READ_S,
+        read_timeout=_SILENT * limit_s,
         max_pool_connections=connections,
         tcp_keepalive=True,
         http_session_cls=_HttpSession,
@@ -173,7 +173,7 @@ class Connection:
                 context = session.client(
                     "s3",
                     endpoint_url=self._where.endpoint_url,
-                    config=_config(self._concurrency),
+                    config=_config(self._concurrency, self._limit_s),
                 )
                 self._client = await self._stack.enter_async_context(context)
                 # R2 sends no 100, and aiohttp would wait for it without an end.
