@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from emiliad.cas import ABSENT, Absent, Verdict, cas, etag_of
-from emiliad.errors import StoreError, StoreUnusable
+from emiliad.errors import NotFound, StoreError, StoreUnusable
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
 from emiliad.store import Store
@@ -130,7 +130,9 @@ class _Probe:
             return verdict is Verdict.WON
         try:
             await self.store.get(key)
-        except StoreError as error:
+        except NotFound:
+            pass
+        except StoreError as error:  # which says more than we could
             raise StoreUnusable(str(error)) from error
         raise StoreUnusable("the store does not answer when it is written to")
 
