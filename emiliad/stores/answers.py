@@ -68,7 +68,7 @@ def explain(refusal: Refusal, request: Request, where: R2) -> StoreError:
         case _, "NoSuchBucket":
             return StoreUnusable(
                 f"there is no bucket {where.bucket} at {where.endpoint_url}: "
-                "check R2_BUCKET and R2_ENDPOINT_URL"
+                "check R2_BUCKET (or STORE_URL) and R2_ENDPOINT_URL"
             )
         case ((412 | 416), _):  # 416: it is too short for the range
             return PreconditionFailed(f"{request.key!r} is not in the state that was asked for")
@@ -100,7 +100,7 @@ def explain(refusal: Refusal, request: Request, where: R2) -> StoreError:
             return InvalidKey(f"{request.key!r} cannot be a key in {place} ({code})")
         case status, code if status in (404, 405, 501) or 300 <= status < 400:
             return StoreUnusable(
-                f"{where.endpoint_url} answers as no S3 server does: {status} {code}; "
+                f"{where.endpoint_url} is no S3 server: it answers {status} {code}; "
                 "check R2_ENDPOINT_URL"
             )
         case status, code if status >= 500:

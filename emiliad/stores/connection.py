@@ -8,6 +8,7 @@ the loser.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -215,7 +216,13 @@ def _reason(error: BaseException) -> str:
         if not isinstance(cause, BaseException):
             break
         inner = cause
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted ({inner.verify_message})"
-    text = getattr(inner, "strerror", None) or type(inner).__name__
-    return str(text)
+    match inner:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not to be trusted ({inner.verify_message})"
+        case ssl.SSLError():
+            return f"it does not speak TLS as we do ({inner.reason})"
+        case socket.gaierror():
+            return str(inner.strerror)
+        case OSError(errno=int(number)):
+            return os.strerror(number)
+    return type(inner).__name__

@@ -115,13 +115,15 @@ class S3Store:
 
         while True:
             answer = await self._connection.send("list", Request("list objects", prefix), read)
+            if "IsTruncated" not in answer:  # any web page would be a list of nothing
+                raise self._stranger("a list")
             page = [
                 ObjectInfo(item["Key"], item["Size"], item["ETag"].strip('"'))
                 for item in answer.get("Contents", ())
             ]
             if page:
                 yield page
-            if not answer.get("IsTruncated"):
+            if not answer["IsTruncated"]:
                 return
             wanted["ContinuationToken"] = answer["NextContinuationToken"]
 
@@ -248,11 +250,14 @@ class S3Store:
 
     def _etag(self, answer: Mapping[str, Any]) -> str:
         if "ETag" not in answer:
-            raise StoreUnusable(
-                f"{self._where.endpoint_url} answers as no S3 server does, without an etag; "
-                "check R2_ENDPOINT_URL"
-            )
+            raise self._stranger("an etag")
         return str(answer["ETag"]).strip('"')
+
+    def _stranger(self, lacking: str) -> StoreUnusable:
+        return StoreUnusable(
+            f"{self._where.endpoint_url} is no S3 server: it answers without {lacking}; "
+            "check R2_ENDPOINT_URL"
+        )
 
     def _whole_size(self, answer: Mapping[str, Any], start: int) -> int:
         """The size of the object of which `answer` holds the bytes from `start` on."""
