@@ -78,7 +78,7 @@ def test_an_ill_network_costs_time_and_nothing_else(weed_bucket: Server, tmp_pat
         Fault(503),
         Fault(429, applied=False),
         Fault("cut"),
-        Fault(late_s=1.5),
+        Fault(late_s=2.5),
     ]
 
     def rule(exchange: Exchange) -> Fault | None:
@@ -90,8 +90,7 @@ def test_an_ill_network_costs_time_and_nothing_else(weed_bucket: Server, tmp_pat
             bucket.put_audio(f"{number:02}.mp3")
         enqueued = bucket.emiliad("enqueue")
         assert enqueued.returncode == 0, enqueued.stderr
-        daemons = run_three(bucket, STORE_TIMEOUT_S="1", LEASE_TTL_S="6", MAX_ATTEMPTS="10")
-
+        daemons = run_three(bucket, STORE_TIMEOUT_S="2", LEASE_TTL_S="6", MAX_ATTEMPTS="10")
     assert len(proxy.applied) < len(proxy.seen)  # some never arrived
     assert bucket.tasks("completed").keys() == {f"{n:02}" for n in range(TASKS)}
     assert not [task for task, times in completions(daemons).items() if times > 1]

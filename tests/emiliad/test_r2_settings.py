@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -28,7 +30,7 @@ from emiliad.stores.patient import PatientStore
 from emiliad.stores.r2 import R2
 from emiliad.stores.s3 import S3Store
 from tests.emiliad.fault_proxy import FaultProxy
-from tests.emiliad.rig import Bucket
+from tests.emiliad.rig import ROOT, Bucket
 from tests.emiliad.weed import READER, READER_SECRET, SECRET_KEY, Server
 
 SECRET = "a-secret-that-nobody-may-see"
@@ -109,6 +111,18 @@ def test_the_url_picks_the_store() -> None:
     for url in ("s3://", "s3://bucket/prefix"):
         with pytest.raises(ConfigError, match="s3://bucket"):
             open_store(url, where(GOOD))
+
+
+def test_a_directory_costs_no_client() -> None:
+    """Half a second and 60 MB that only R2's users need."""
+    code = (
+        "import sys, emiliad.daemon; from emiliad.stores import open_store; "
+        "open_store('file:///tmp'); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"aioboto3", "aiohttp", "botocore"} & set(done.stdout.split())
 
 
 @pytest.fixture
