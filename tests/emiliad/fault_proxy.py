@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 T = TypeVar("T")
 _START_S = 10.0
 _ERRORS = {
+    404: "NoSuchUpload",
     429: "TooManyRequests",
     500: "InternalError",
     503: "SlowDown",

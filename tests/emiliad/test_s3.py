@@ -237,6 +237,16 @@ async def test_nothing_waits_for_ever(
     assert not (tmp_path / "target").exists()
 
 
+async def test_an_answer_that_drips_is_given_up(bucket: Server, proxy: FaultProxy) -> None:
+    """Bytes that keep coming do not make a request live for ever."""
+    async with opened(bucket.store(proxy.endpoint, limit_s=1.0)) as store:
+        async with opened(bucket.store()) as direct:
+            await direct.put("key", bytes(2 * MIB))
+        proxy.rule = lambda exchange: Fault(drip_s=0.2)
+        with anyio.fail_after(HANG_S), pytest.raises(Ambiguous, match="within 1 s"):
+            await store.get("key")
+
+
 async def test_waiting_for_a_turn_is_not_waiting_for_the_store(
     bucket: Server, proxy: FaultProxy
 ) -> None:
@@ -264,7 +274,9 @@ async def test_a_download_that_is_cut_goes_on_where_it_was(
         await PatientStore(store, QUICK).download("file", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == body
     assert sum(bytes_in) == len(body)
-    ranges = [e.headers["range"] for e in proxy.seen if e.method == "GET"]
+    reads = [e.headers for e in proxy.seen if e.method == "GET"]
+    assert ["if-match" in headers for headers in reads] == [False] + [True] * (len(reads) - 1)
+    ranges = [headers["range"] for headers in reads]
     assert len(ranges) == 4 + 10
     assert len(set(ranges)) == len(ranges)
 
@@ -384,18 +396,18 @@ async def test_an_upload_that_fails_leaves_no_parts(
 
 
 @pytest.mark.parametrize("server", ["weed", "moto"])
+@pytest.mark.parametrize("forgetful", [False, True], ids=["still known", "unknown by then"])
 async def test_a_completion_whose_answer_is_lost_is_found_out(
-    request: pytest.FixtureRequest, tmp_path: Path, server: str
+    request: pytest.FixtureRequest, tmp_path: Path, server: str, forgetful: bool
 ) -> None:
-    """The parts are gone by the second try, and the object is there."""
+    """By the second try some servers know no such upload any more; the object is there."""
     bucket: Server = request.getfixturevalue(f"{server}_server").with_bucket()
     body = write(tmp_path / "source", 11 * MIB)
-    lost = iter([Fault("reset")])
+    faults = iter([Fault("reset"), *([Fault(404, applied=False)] if forgetful else [])])
 
     def rule(exchange: Exchange) -> Fault | None:
-        return (
-            next(lost, None) if exchange.method == "POST" and "uploadId" in exchange.query else None
-        )
+        completes = exchange.method == "POST" and "uploadId" in exchange.query
+        return next(faults, None) if completes else None
 
     with FaultProxy(bucket.endpoint, rule).running() as proxy:
         async with opened(bucket.store(proxy.endpoint, sizes=SMALL_PARTS)) as store:
@@ -403,6 +415,22 @@ async def test_a_completion_whose_answer_is_lost_is_found_out(
             assert (await store.head("file")).etag == etag
             await store.download("file", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == body
+
+
+async def test_an_upload_that_is_gone_is_not_taken_for_done(
+    bucket: Server, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Neither when there is no object, nor when there is one of the same size."""
+    write(tmp_path / "source", 11 * MIB)
+    proxy.rule = lambda e: (
+        Fault(404, applied=False) if e.method == "POST" and "uploadId" in e.query else None
+    )
+    async with opened(bucket.store(proxy.endpoint, sizes=SMALL_PARTS)) as store:
+        with pytest.raises(Ambiguous, match="gone"):
+            await store.upload("file", tmp_path / "source")
+        await store.put("file", bytes(11 * MIB))
+        with pytest.raises(Ambiguous, match="gone"):
+            await store.upload("file", tmp_path / "source")
 
 
 async def test_a_list_that_breaks_off_goes_on(bucket: Server, proxy: FaultProxy) -> None:
