@@ -72,6 +72,21 @@ async def test_an_old_claim_that_moves_is_left_alone(store: MemoryStore, tmp_pat
         node.clock.now += TTL_S
 
 
+async def test_an_old_claim_that_moves_at_the_last_moment_is_left_alone(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    """It stood still when it was listed, but not when it was read."""
+    store.objects[LAYOUT.claim_key("one")] = old_json("one")
+
+    def move(_number: int, name: str) -> None:
+        if name == f"get {LAYOUT.claim_key('one')}":
+            store.objects[LAYOUT.claim_key("one")] += b" "
+
+    node = Node(Wire(store, move), tmp_path)
+    assert await sweep_late(node) == {}
+    assert ids(store, LAYOUT.todo) == set()
+
+
 async def test_an_old_claim_of_a_completed_task_is_litter(
     store: MemoryStore, tmp_path: Path
 ) -> None:
