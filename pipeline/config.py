@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.settings import read, setting
+from pipeline.settings import SettingsError, read, setting
 
 SAMPLE_RATE = 24_000  # Hz; what the stages hand on and what the MP3s have by default
 
@@ -128,6 +128,15 @@ class PipelineConfig:
     mp3_bitrate_kbps: int = setting(
         "MP3_BITRATE_KBPS", 128, "kbit/s of the MP3 segments", minimum=32, maximum=320
     )
+
+    def __post_init__(self) -> None:
+        if self.min_segment_s >= self.max_segment_s:
+            raise SettingsError(
+                [
+                    f"MIN_SEGMENT_S: {self.min_segment_s:g} is not less than "
+                    f"MAX_SEGMENT_S: {self.max_segment_s:g}"
+                ]
+            )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> PipelineConfig:

@@ -29,6 +29,7 @@ from pipeline.vad import VoiceActivity
 OnStage = Callable[[str, float, float], None]
 Samples = NDArray[np.float32]
 _SCORE_RATE = 16_000  # Hz; DNSMOS was trained on it
+_PADDED_SHARE = 2.2 / 3  # of a padded segment that must be speech: 2.2 s of 3
 
 
 class Pipeline:
@@ -131,10 +132,12 @@ class Pipeline:
         return manifest
 
     def _rules(self) -> Rules:
+        shortest = self.config.min_segment_s
         return Rules(
-            min_s=self.config.min_segment_s,
+            min_s=shortest,
             max_s=self.config.max_segment_s,
             pad_short=self.config.pad_short,
+            pad_from_s=shortest * _PADDED_SHARE,
         )
 
     def _rows(
