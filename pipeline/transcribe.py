@@ -68,11 +68,13 @@ class Transcriber:
     """Whisper (Radford et al., 2022) in CTranslate2, by faster_whisper, from a local folder only.
 
     Decoding is Emilia's: beam 5, no timestamps, no sampling. A text that loops (compression ratio
-    over 2.4) is decoded again and the better one kept. Deliberate difference: Whisper samples its
-    second attempts, of guesses too (mean log probability under -1). Here a beam that may not
-    repeat any three tokens takes the loops, since equal input must give equal output; for guesses
-    no other beam was found to be better, and sampling to be worse. A guess at what is more likely no speech (over 0.6) is
-    silence, as in Whisper, and gets empty text; other guesses stay.
+    over 2.4) is decoded again and the better one kept. A guess (mean log probability under -1) at
+    what is more likely no speech (over 0.6) is silence, as in Whisper, and gets empty text.
+
+    Deliberate differences. Whisper samples its second attempts, of guesses too; here a beam that
+    may not repeat any three tokens takes the loops, since equal input must give equal output,
+    and other guesses stay: no beam made them better, and samples made them worse. Emilia's
+    prompt of filler words in several languages is not used.
 
     `whole_window=False` encodes only the segment, at least 2 s of silence and at least 10 s in
     all, rather than 30 s, and takes the whole window for what became a loop or a guess. On a CPU
