@@ -64,6 +64,7 @@ class Pipeline:
             batch=config.batch_size,
             language=config.asr_language,
             threads=threads,
+            whole_window=config.asr_window == "whole",
         )
         self._score = Dnsmos(
             paths.dnsmos,
