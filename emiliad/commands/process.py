@@ -140,4 +140,5 @@ def _put_in_place(unfinished: Path, place: Path) -> None:
 
 
 def _summary(result: Done) -> str:
-    return f"{result.manifest['segments']} segments of {result.manifest['audio_seconds']:.1f} s"
+    count, seconds = result.manifest["segments"], result.manifest["audio_seconds"]
+    return f"{count} segment{'' if count == 1 else 's'} out of {seconds:.1f} s"
