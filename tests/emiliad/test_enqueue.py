@@ -181,6 +181,19 @@ async def test_lost_answers_do_not_confuse_the_counts(store: MemoryStore) -> Non
     assert (await enqueue(wire, LAYOUT, patience=patience)).created == 1
 
 
+async def test_two_scans_at_once_create_each_task_once(store: MemoryStore) -> None:
+    """Who comes second counts it as existing."""
+    put_raw(store, "en/one.mp3", "en/two.mp3")
+
+    def interfere(_number: int, name: str) -> None:
+        if name == f"put {LAYOUT.todo_key('one')}":
+            put_todo(store, "one")
+            store.objects[LAYOUT.todo_key("one")] += b"\n"  # as another program would write it
+
+    report = await enqueue(Wire(store, interfere), LAYOUT)
+    assert report == EnqueueReport(created=1, existing=1)
+
+
 async def test_progress_is_told(store: MemoryStore) -> None:
     """Once for each page of a thousand files."""
     put_raw(store, *(f"en/{number:04}.mp3" for number in range(1500)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from hashlib import md5
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from emiliad.errors import NotFound, PreconditionFailed
-from emiliad.store import PAGE, Store
+from emiliad.errors import Ambiguous, NotFound, PreconditionFailed, StoreError, Throttled
+from emiliad.patience import Patience
+from emiliad.store import PAGE, Object, Page, Store
 from emiliad.stores.local import LocalStore
 from emiliad.stores.memory import MemoryStore
+from emiliad.stores.patient import PatientStore
 
 T = TypeVar("T")
 
@@ -230,3 +232,83 @@ async def test_no_swap_is_lost(store: Store) -> None:
         for _ in range(8):
             group.start_soon(increment)
     assert (await store.get("counter")).body == b"80"
+
+
+class Moody(MemoryStore):
+    """Fails in the given ways, one request after the other, and then works."""
+
+    def __init__(self, *moods: StoreError) -> None:
+        super().__init__()
+        self.moods = [*moods]
+        self.asked = 0
+
+    async def get(self, key: str) -> Object:
+        self._answer()
+        return await super().get(key)
+
+    async def put(
+        self, key: str, body: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> str:
+        self._answer()
+        return await super().put(key, body, if_absent=if_absent, if_match=if_match)
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncGenerator[Page, None]:
+        self._answer()
+        async for page in super().list(prefix, start_after=start_after):
+            yield page
+            self._answer()
+
+    def _answer(self) -> None:
+        self.asked += 1
+        if self.moods and not isinstance(mood := self.moods.pop(0), NotFound):
+            raise mood
+
+
+WORKS = NotFound("never raised: this request works")
+
+
+def patient(store: Store, waits: list[float], tries: int = 3) -> PatientStore:
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    return PatientStore(store, Patience(tries=tries, sleep=sleep))
+
+
+async def test_what_may_be_repeated_is_repeated() -> None:
+    """Lost answers and refusals are waited out, longer each time, and never for ever."""
+    waits: list[float] = []
+    moody = Moody(Ambiguous("timeout"), Throttled("429"))
+    store = patient(moody, waits)
+    await store.put("a", b"x")
+    assert moody.asked == 3
+    assert 0.25 <= waits[0] <= 0.5
+    assert waits[1] >= 1.1  # a key takes one write a second
+    moody.moods = [Ambiguous("timeout")] * 3
+    with pytest.raises(Ambiguous):
+        await store.get("a")
+    assert (await store.get("a")).body == b"x"
+
+
+async def test_a_conditional_write_is_tried_once() -> None:
+    """Its repetition would meet its own success; only who reads back may repeat it."""
+    for conditions in (("absent", None), ("", "etag")):
+        moody = Moody(Ambiguous("timeout"))
+        with pytest.raises(Ambiguous):
+            await patient(moody, []).put(
+                "a", b"x", if_absent=bool(conditions[0]), if_match=conditions[1]
+            )
+        assert moody.asked == 1
+
+
+async def test_a_listing_that_breaks_off_goes_on_where_it_was() -> None:
+    """No key is shown twice, none is left out."""
+    moody = Moody(Ambiguous("a"), WORKS, Ambiguous("b"), Throttled("c"), WORKS, WORKS, WORKS)
+    names = [f"p/{number:04}" for number in range(2 * PAGE + 1)]
+    moody.objects = dict.fromkeys(names, b"x")
+    waits: list[float] = []
+    found = [info.key async for page in patient(moody, waits).list("p/") for info in page]
+    assert found == names
+    assert len(waits) == 3
+    moody.moods = [Ambiguous("down")] * 3
+    with pytest.raises(Ambiguous):
+        [page async for page in patient(moody, waits).list("p/")]
