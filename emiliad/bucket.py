@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from emiliad.config import Config
+from emiliad.queue.tasks import Layout
 from emiliad.store import Store
 from emiliad.stores import open_store
 from emiliad.stores.patient import PatientStore
-from emiliad.tasks import Layout
 
 
 @dataclass(frozen=True, slots=True)

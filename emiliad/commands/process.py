@@ -19,7 +19,7 @@ from emiliad.config import Settings
 from emiliad.errors import ConfigError
 from emiliad.executor.host import Executor
 from emiliad.fleet import build_executors
-from emiliad.tasks import episode_id, hashed_id
+from emiliad.queue.tasks import episode_id, hashed_id
 from emiliad.wire import Done, Failed, Stage
 from pipeline.types import STAGES
 

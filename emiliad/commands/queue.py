@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from emiliad import enqueue as scan
-from emiliad import retry as again
 from emiliad.bucket import opened
 from emiliad.config import Config, Settings
-from emiliad.overview import Overview, Reader
+from emiliad.queue import enqueue as scan
+from emiliad.queue import retry as again
+from emiliad.queue.overview import Overview, Reader
 
 _WATCH_S = 2.0  # seconds between two looks of `status --watch`
 _console = Console(stderr=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from emiliad.enqueue import EnqueueReport, enqueue
-from emiliad.overview import Reader, overview
 from emiliad.patience import Patience
+from emiliad.queue.enqueue import EnqueueReport, enqueue
+from emiliad.queue.overview import Reader, overview
+from emiliad.queue.tasks import hashed_id, todo_body
 from emiliad.stores.memory import MemoryStore
-from emiliad.tasks import hashed_id, todo_body
 from emiliad.types import Failure, TaskRef
 from tests.emiliad.queue_kit import (
     LAYOUT,

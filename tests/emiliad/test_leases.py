@@ -9,9 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from emiliad.claims import ClaimRecord, Stamp, State, parse_claim
 from emiliad.errors import StoreUnusable, Throttled
-from emiliad.leases import ALONE_FROM, LOST_LIMIT
+from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
+from emiliad.queue.leases import ALONE_FROM, LOST_LIMIT
 from emiliad.stores.memory import MemoryStore
 from emiliad.types import Claim, Failure, Outcome
 from tests.emiliad.queue_kit import (

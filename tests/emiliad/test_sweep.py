@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from emiliad.claims import ClaimRecord, Stamp, State, parse_claim
-from emiliad.retry import Retried, retry
+from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
+from emiliad.queue.retry import Retried, retry
+from emiliad.queue.tasks import task_keys, to_json
 from emiliad.stores.memory import MemoryStore
-from emiliad.tasks import task_keys, to_json
 from emiliad.types import Failure, Outcome
 from tests.emiliad.queue_kit import (
     LAYOUT,

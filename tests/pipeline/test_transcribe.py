@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from faster_whisper import BatchedInferencePipeline, WhisperModel
 
+from pipeline._whisper import RATE
 from pipeline.audio import Samples, cut, decode, resample
 from pipeline.config import SAMPLE_RATE
-from pipeline.transcribe import RATE, Transcriber
+from pipeline.transcribe import Transcriber
 from pipeline.types import ModelError, Span, Transcript
 
 pytestmark = pytest.mark.models
