@@ -1,4 +1,4 @@
-"""`python -m pipeline.check`: loads every model and runs each once; a line of JSON for each stage."""
+"""`python -m pipeline.check`: loads every model, runs each once, and reports in lines of JSON."""
 
 from __future__ import annotations
 
