@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from emiliad.config import Config
 from emiliad.patience import SAME_KEY_SPACING_S
+from emiliad.queue.tasks import Layout
 from emiliad.store import Observe, Store, Transferred
 from emiliad.stores import is_remote, open_store
 from emiliad.stores.patient import PatientStore
 from emiliad.stores.r2 import R2
-from emiliad.tasks import Layout
 
 UPLOADERS = 4  # episodes whose outputs a daemon uploads at the same time
 _OTHER_REQUESTS = 32  # beside those uploads: downloads, renewals, the sweep

@@ -21,15 +21,15 @@ from emiliad.bucket import UPLOADERS, opened
 from emiliad.config import Settings
 from emiliad.executor.host import Executor
 from emiliad.fleet import build_executors
-from emiliad.leases import Leases
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
-from emiliad.outputs import Outputs
 from emiliad.probe import honours_conditions
-from emiliad.publish import Publisher
+from emiliad.queue.leases import Leases
+from emiliad.queue.outputs import Outputs
+from emiliad.queue.publish import Publisher
+from emiliad.queue.sweep import Sweeper
 from emiliad.scratch import Scratch
 from emiliad.store import Store
-from emiliad.sweep import Sweeper
 from emiliad.types import Claim, Outcome, Prefetched, Processed
 
 _LAST_WORDS_S = 5.0  # seconds that handing back the leases may take at the very end

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from emiliad import logs
-from emiliad.leases import Leases
 from emiliad.metrics import Metrics
+from emiliad.queue.leases import Leases
 from emiliad.scratch import Scratch
 from emiliad.types import Claim, Failure, Outcome, Processed
 

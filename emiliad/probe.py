@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from emiliad.cas import ABSENT, Absent, Verdict, cas, etag_of
 from emiliad.errors import NotFound, StoreError, StoreUnusable
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
+from emiliad.queue.cas import ABSENT, Absent, Verdict, cas, etag_of
 from emiliad.store import Store
 
 RACERS = 50  # creators of one key in the long probe

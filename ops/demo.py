@@ -122,7 +122,9 @@ class _Bars:
                 done = STAGES.index(event["stage"]) + 1
                 self._at(event["episode_id"], done, (*STAGES, "upload")[done])
             case "task.completed":
-                what = f"{event['segments']} segments of {event['audio_seconds']:.1f} s of audio"
+                count = event["segments"]
+                what = f"{count} segment{'' if count == 1 else 's'}"
+                what += f" out of {event['audio_seconds']:.1f} s"
                 self._at(event["episode_id"], len(STAGES), what)
             case "task.failed" | "task.retried":
                 self._at(event["episode_id"], 0, f"{event['event']}: {event['reason']}")

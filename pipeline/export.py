@@ -85,7 +85,6 @@ def encode_mp3(samples: Samples, rate: int, bitrate_kbps: int) -> bytes:
             np.clip(samples, -1.0, 1.0, dtype=np.float32)[np.newaxis], format="fltp", layout="mono"
         )
         frame.sample_rate = rate
-        frame.pts = 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()

@@ -29,6 +29,7 @@ from pipeline.vad import VoiceActivity
 OnStage = Callable[[str, float, float], None]
 Samples = NDArray[np.float32]
 _SCORE_RATE = 16_000  # Hz; DNSMOS was trained on it
+_PADDED_SHARE = 2.2 / 3  # of a padded segment that must be speech: 2.2 s of 3
 
 
 class Pipeline:
@@ -42,7 +43,7 @@ class Pipeline:
         paths = locate(config)
         self.device = device = pick_device(config.device)
         threads = config.cpu_threads
-        self._separate = Separator(
+        self.separate = Separator(
             paths.separation,
             device=pick_device(config.separation_device or config.device),
             chunk_s=config.separation_chunks,
@@ -52,19 +53,20 @@ class Pipeline:
             threads=threads,
             cuda_mem_limit_gb=config.ort_cuda_mem_limit_gb,
         )
-        self._diarize = Diarizer(
+        self.diarize = Diarizer(
             paths.diarization, device=device, batch=config.diarization_batch, threads=threads
         )
-        self._voice_activity = VoiceActivity(paths.vad)
-        self._transcribe = Transcriber(
+        self.voice_activity = VoiceActivity(paths.vad)
+        self.transcribe = Transcriber(
             paths.asr,
             device=device,
             compute_type=config.asr_compute_type,
             batch=config.batch_size,
             language=config.asr_language,
             threads=threads,
+            whole_window=config.asr_window == "whole",
         )
-        self._score = Dnsmos(
+        self.score = Dnsmos(
             paths.dnsmos,
             device=pick_device(config.dnsmos_device or config.device),
             threads=threads,
@@ -98,21 +100,21 @@ class Pipeline:
             stages.audio_seconds = recording.seconds
             samples = sound.standardise(recording.samples)
         with stages.timed("separate"):
-            samples = self._separate(samples)
+            samples = self.separate(samples)
         with stages.timed("diarize"):
-            turns = self._diarize(samples)
+            turns = self.diarize(samples)
         with stages.timed("segment"):
             cut = segment(
                 turns,
-                self._voice_activity(samples),
+                self.voice_activity(samples),
                 duration=recording.seconds,
                 quietest=partial(sound.quietest, samples, SAMPLE_RATE),
                 rules=self._rules(),
             )
         with stages.timed("transcribe"):
-            transcripts = self._transcribe(samples, cut.segments)
+            transcripts = self.transcribe(samples, cut.segments)
         with stages.timed("score"):
-            scores = self._score(_clips(samples, cut.segments))
+            scores = self.score(_clips(samples, cut.segments))
         with stages.timed("export"):
             files = export.write_clips(
                 samples,
@@ -131,10 +133,12 @@ class Pipeline:
         return manifest
 
     def _rules(self) -> Rules:
+        shortest = self.config.min_segment_s
         return Rules(
-            min_s=self.config.min_segment_s,
+            min_s=shortest,
             max_s=self.config.max_segment_s,
             pad_short=self.config.pad_short,
+            pad_from_s=shortest * _PADDED_SHARE,
         )
 
     def _rows(

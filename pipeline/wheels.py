@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -82,11 +83,11 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 def _largest_wheel(folder: Path) -> int:
     # The largest, not the sum: pip copies the wheel from one place to the other at the end.
     sizes = [0]
-    for path in folder.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue  # moved between the two looks
+    for place, _, names in os.walk(folder):  # which passes over folders that vanish meanwhile
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):  # moved between the two looks
+                    sizes.append((Path(place) / name).stat().st_size)
     return max(sizes)
 
 

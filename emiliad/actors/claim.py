@@ -6,9 +6,9 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from emiliad import logs
-from emiliad.leases import Leases
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
+from emiliad.queue.leases import Leases
 from emiliad.types import Claim
 
 _FIRST_WAIT_S = 0.25  # between two looks at an empty queue; doubles up to the poll interval

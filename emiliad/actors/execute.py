@@ -11,9 +11,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from emiliad import logs
 from emiliad.errors import ConfigError
 from emiliad.executor.host import Executor, StartFailed
-from emiliad.leases import Leases
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
+from emiliad.queue.leases import Leases
 from emiliad.types import Failure, Prefetched, Processed
 from emiliad.wire import Done, Failed, Stage
 

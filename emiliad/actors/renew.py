@@ -6,8 +6,8 @@ import random
 
 import anyio
 
-from emiliad.leases import Leases
 from emiliad.metrics import Metrics
+from emiliad.queue.leases import Leases
 
 _SHARE = 1 / 3  # of the TTL between two renewals: two may fail before the lease is at risk
 _JITTER = 0.1  # so that a fleet started together does not renew together

@@ -7,7 +7,7 @@ import random
 import anyio
 
 from emiliad import logs
-from emiliad.sweep import Sweeper
+from emiliad.queue.sweep import Sweeper
 
 _log = logs.get("sweep")
 

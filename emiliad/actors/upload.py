@@ -5,7 +5,7 @@ from __future__ import annotations
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from emiliad.outcomes import Outcomes
-from emiliad.publish import Publisher
+from emiliad.queue.publish import Publisher
 from emiliad.types import Processed
 
 

@@ -19,7 +19,7 @@ from emiliad.config import Settings
 from emiliad.errors import ConfigError
 from emiliad.executor.host import Executor
 from emiliad.fleet import build_executors
-from emiliad.tasks import episode_id, hashed_id
+from emiliad.queue.tasks import episode_id, hashed_id
 from emiliad.wire import Done, Failed, Stage
 from pipeline.types import STAGES
 
@@ -140,4 +140,5 @@ def _put_in_place(unfinished: Path, place: Path) -> None:
 
 
 def _summary(result: Done) -> str:
-    return f"{result.manifest['segments']} segments of {result.manifest['audio_seconds']:.1f} s"
+    count, seconds = result.manifest["segments"], result.manifest["audio_seconds"]
+    return f"{count} segment{'' if count == 1 else 's'} out of {seconds:.1f} s"

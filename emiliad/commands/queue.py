@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from emiliad import enqueue as scan
-from emiliad import retry as again
 from emiliad.bucket import opened
 from emiliad.config import Config, Settings
-from emiliad.overview import Overview, Reader
+from emiliad.queue import enqueue as scan
+from emiliad.queue import retry as again
+from emiliad.queue.overview import Overview, Reader
 
 _WATCH_S = 2.0  # seconds between two looks of `status --watch`
 _console = Console(stderr=True)
@@ -98,7 +98,7 @@ def _table(overview: Overview) -> Table:
         "failed": f"{overview.failed:,}",
         "audio hours": hours,
         "rate": f"{rate}, over the last ten minutes",
-        "time left": _duration(overview.eta_s),
+        "time left": _time_left(overview),
         "nodes": f"{len(overview.nodes)}",
     }
     for name, value in rows.items():
@@ -106,10 +106,12 @@ def _table(overview: Overview) -> Table:
     return table
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
+def _time_left(overview: Overview) -> str:
+    if not overview.todo + overview.in_progress + overview.publishing:
+        return "nothing is left to do"
+    if overview.eta_s is None:
         return "unknown"
-    minutes = round(seconds / 60)
+    minutes = round(overview.eta_s / 60)
     return f"{minutes // 60} h {minutes % 60} min"
 
 

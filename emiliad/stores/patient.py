@@ -1,4 +1,4 @@
-"""A store that repeats what may be repeated; conditional writes are left to `emiliad.cas`."""
+"""A store that repeats what may be repeated; conditional writes are left to `emiliad.queue.cas`."""
 
 from __future__ import annotations
 

@@ -41,14 +41,15 @@ from pipeline.types import Segment, Span, Turn
 from pipeline.vad import VoiceActivity
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
-# The address has no .stm of its own: its four phrases, by ear and by the waveform.
+AUDIO = {".wav", ".flac", ".mp3"}
+# The address has no .stm of its own: its four phrases, where the level rises from the noise.
 ADDRESS = (
-    (0.30, 2.30, "And so my fellow Americans"),
-    (3.25, 4.45, "ask not"),
-    (5.30, 7.75, "what your country can do for you"),
-    (8.10, 10.65, "ask what you can do for your country"),
+    (0.30, 2.20, "And so my fellow Americans"),
+    (3.25, 4.35, "ask not"),
+    (5.35, 7.60, "what your country can do for you"),
+    (8.15, 10.60, "ask what you can do for your country"),
 )
-NOISE = Span(0.5, 6.0)  # of the call: the line before the first word
+NOISE = Span(0.2, 2.2)  # of the call: the line before the first word
 PAUSES = (0.2, 1.8)  # seconds between the utterances of a rearranged conversation
 GRID = 100  # points per second at which shares of time are counted
 
@@ -233,7 +234,7 @@ def _address() -> Recording:
 
 
 def _rearranged(sources: Sequence[Recording], noise: Samples, seed: int) -> Recording:
-    """The utterances in which nobody interrupts, in another order and with other pauses."""
+    """The sources' utterances in another order and with other pauses."""
     dice = random.Random(seed)
     parts = [(source, said) for source in sources for said in source.utterances]
     dice.shuffle(parts)
@@ -262,23 +263,27 @@ def _recordings(folders: Sequence[Path], rearranged: int) -> Iterator[Recording]
         yield _rearranged(real, noise, seed)
     for folder in folders:
         for rttm in sorted(folder.glob("*.rttm")):
-            yield _read(next(p for p in rttm.parent.glob(f"{rttm.stem}.*") if p.suffix in AUDIO))
+            beside = [path for path in folder.glob(f"{rttm.stem}.*") if path.suffix in AUDIO]
+            if not beside:
+                raise SystemExit(f"there is no audio beside {rttm}")
+            yield _read(beside[0])
 
 
-AUDIO = {".wav", ".flac", ".mp3"}
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _table(title: str, tallies: Mapping[str, Tally]) -> Table:
     heads = ("rules", "segments", "covered", "foreign", "WER covered", "WER all words")
     table = Table(*heads, title=title)
     for name, sums in tallies.items():
-        words = (f"{sums.edits / sums.words:.1%}", f"{sums.all_edits / sums.all_words:.1%}")
         table.add_row(
             name,
             str(sums.segments),
-            f"{sums.covered / sums.spoken:.1%}",
-            f"{sums.foreign / sums.delivered:.1%}",
-            *(words if sums.words else ("-", "-")),
+            _share(sums.covered, sums.spoken),
+            _share(sums.foreign, sums.delivered),
+            _share(sums.edits, sums.words),
+            _share(sums.all_edits, sums.all_words),
         )
     return table
 

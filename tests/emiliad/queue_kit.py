@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import anyio.lowlevel
 
 from emiliad.errors import Ambiguous
-from emiliad.leases import Leases
-from emiliad.outputs import Outputs
 from emiliad.patience import Patience
-from emiliad.publish import Publisher
+from emiliad.queue.leases import Leases
+from emiliad.queue.outputs import Outputs
+from emiliad.queue.publish import Publisher
+from emiliad.queue.sweep import Sweeper
+from emiliad.queue.tasks import Layout, todo_body
 from emiliad.store import Object, ObjectInfo, Page, Store
 from emiliad.stores.memory import MemoryStore
-from emiliad.sweep import Sweeper
-from emiliad.tasks import Layout, todo_body
 from emiliad.types import Claim, Outcome, Processed, TaskRef
 
 T = TypeVar("T")

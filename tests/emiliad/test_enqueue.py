@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from emiliad.enqueue import EnqueueReport, enqueue
-from emiliad.overview import Reader, overview
 from emiliad.patience import Patience
+from emiliad.queue.enqueue import EnqueueReport, enqueue
+from emiliad.queue.overview import Reader, overview
+from emiliad.queue.tasks import hashed_id, todo_body
 from emiliad.stores.memory import MemoryStore
-from emiliad.tasks import hashed_id, todo_body
 from emiliad.types import Failure, TaskRef
 from tests.emiliad.queue_kit import (
     LAYOUT,
@@ -179,6 +179,19 @@ async def test_lost_answers_do_not_confuse_the_counts(store: MemoryStore) -> Non
     )
     patience = Patience(sleep=Clock().sleep)
     assert (await enqueue(wire, LAYOUT, patience=patience)).created == 1
+
+
+async def test_two_scans_at_once_create_each_task_once(store: MemoryStore) -> None:
+    """Who comes second counts it as existing."""
+    put_raw(store, "en/one.mp3", "en/two.mp3")
+
+    def interfere(_number: int, name: str) -> None:
+        if name == f"put {LAYOUT.todo_key('one')}":
+            put_todo(store, "one")
+            store.objects[LAYOUT.todo_key("one")] += b"\n"  # as another program would write it
+
+    report = await enqueue(Wire(store, interfere), LAYOUT)
+    assert report == EnqueueReport(created=1, existing=1)
 
 
 async def test_progress_is_told(store: MemoryStore) -> None:

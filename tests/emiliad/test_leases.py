@@ -9,9 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from emiliad.claims import ClaimRecord, Stamp, State, parse_claim
 from emiliad.errors import StoreUnusable, Throttled
-from emiliad.leases import ALONE_FROM, LOST_LIMIT
+from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
+from emiliad.queue.leases import ALONE_FROM, LOST_LIMIT
 from emiliad.stores.memory import MemoryStore
 from emiliad.types import Claim, Failure, Outcome
 from tests.emiliad.queue_kit import (
@@ -74,12 +74,13 @@ async def test_only_one_node_leases_a_task(tmp_path: Path) -> None:
 
 async def test_nodes_begin_at_different_tasks(tmp_path: Path) -> None:
     """Candidates are shuffled: nodes that start together do not race for the same task."""
-    store = MemoryStore()
-    for number in range(40):
-        put_todo(store, f"{number:02}")
-    first = {(await Node(store, tmp_path, f"n{n}").take()).task.episode_id for n in range(8)}
-    assert len(first) == 8
-    assert sorted(first) != [f"{n:02}" for n in range(8)]
+    first = set()
+    for number in range(8):
+        store = MemoryStore()
+        for name in range(40):
+            put_todo(store, f"{name:02}")
+        first.add((await Node(store, tmp_path, f"node-{number}").take()).task.episode_id)
+    assert len(first) >= 5
 
 
 async def test_a_live_lease_is_respected(store: MemoryStore, tmp_path: Path) -> None:

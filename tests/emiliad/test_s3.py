@@ -12,10 +12,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from emiliad.cas import ABSENT, Verdict, cas, etag_of
 from emiliad.errors import Ambiguous, InvalidKey, NotFound, PreconditionFailed, Throttled
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
+from emiliad.queue.cas import ABSENT, Verdict, cas, etag_of
 from emiliad.store import OPERATIONS, PAGE, RESULTS
 from emiliad.stores.patient import PatientStore
 from emiliad.stores.s3 import S3Store, Sizes

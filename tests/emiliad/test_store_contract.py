@@ -18,12 +18,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from emiliad.cas import ABSENT, Absent
-from emiliad.errors import NotFound, PreconditionFailed
+from emiliad.errors import Ambiguous, NotFound, PreconditionFailed, StoreError, Throttled
 from emiliad.parallel import for_each
+from emiliad.patience import Patience
+from emiliad.queue.cas import ABSENT, Absent
 from emiliad.store import PAGE, Object, ObjectInfo, Page, Store
 from emiliad.stores.local import LocalStore
 from emiliad.stores.memory import MemoryStore
+from emiliad.stores.patient import PatientStore
 from tests.emiliad.weed import Server
 
 T = TypeVar("T")
@@ -364,3 +366,83 @@ async def test_no_swap_is_lost(store: Store, racers: int) -> None:
 
     await for_each(range(racers), increment, at_once=racers)
     assert (await store.get("counter")).body == b"%d" % (racers * each)
+
+
+class Moody(MemoryStore):
+    """Fails in the given ways, one request after the other, and then works."""
+
+    def __init__(self, *moods: StoreError) -> None:
+        super().__init__()
+        self.moods = [*moods]
+        self.asked = 0
+
+    async def get(self, key: str) -> Object:
+        self._answer()
+        return await super().get(key)
+
+    async def put(
+        self, key: str, body: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> str:
+        self._answer()
+        return await super().put(key, body, if_absent=if_absent, if_match=if_match)
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncGenerator[Page, None]:
+        self._answer()
+        async for page in super().list(prefix, start_after=start_after):
+            yield page
+            self._answer()
+
+    def _answer(self) -> None:
+        self.asked += 1
+        if self.moods and not isinstance(mood := self.moods.pop(0), NotFound):
+            raise mood
+
+
+WORKS = NotFound("never raised: this request works")
+
+
+def patient(store: Store, waits: list[float], tries: int = 3) -> PatientStore:
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    return PatientStore(store, Patience(tries=tries, sleep=sleep))
+
+
+async def test_what_may_be_repeated_is_repeated() -> None:
+    """Lost answers and refusals are waited out, longer each time, and never for ever."""
+    waits: list[float] = []
+    moody = Moody(Ambiguous("timeout"), Throttled("429"))
+    store = patient(moody, waits)
+    await store.put("a", b"x")
+    assert moody.asked == 3
+    assert 0.25 <= waits[0] <= 0.5
+    assert waits[1] >= 1.1  # a key takes one write a second
+    moody.moods = [Ambiguous("timeout")] * 3
+    with pytest.raises(Ambiguous):
+        await store.get("a")
+    assert (await store.get("a")).body == b"x"
+
+
+async def test_a_conditional_write_is_tried_once() -> None:
+    """Its repetition would meet its own success; only who reads back may repeat it."""
+    for conditions in (("absent", None), ("", "etag")):
+        moody = Moody(Ambiguous("timeout"))
+        with pytest.raises(Ambiguous):
+            await patient(moody, []).put(
+                "a", b"x", if_absent=bool(conditions[0]), if_match=conditions[1]
+            )
+        assert moody.asked == 1
+
+
+async def test_a_listing_that_breaks_off_goes_on_where_it_was() -> None:
+    """No key is shown twice, none is left out."""
+    moody = Moody(Ambiguous("a"), WORKS, Ambiguous("b"), Throttled("c"), WORKS, WORKS, WORKS)
+    names = [f"p/{number:04}" for number in range(2 * PAGE + 1)]
+    moody.objects = dict.fromkeys(names, b"x")
+    waits: list[float] = []
+    found = [info.key async for page in patient(moody, waits).list("p/") for info in page]
+    assert found == names
+    assert len(waits) == 3
+    moody.moods = [Ambiguous("down")] * 3
+    with pytest.raises(Ambiguous):
+        [page async for page in patient(moody, waits).list("p/")]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from emiliad.claims import ClaimRecord, Stamp, State, parse_claim
-from emiliad.retry import Retried, retry
+from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
+from emiliad.queue.retry import Retried, retry
+from emiliad.queue.tasks import task_keys, to_json
 from emiliad.stores.memory import MemoryStore
-from emiliad.tasks import task_keys, to_json
 from emiliad.types import Failure, Outcome
 from tests.emiliad.queue_kit import (
     LAYOUT,
@@ -70,6 +70,21 @@ async def test_an_old_claim_that_moves_is_left_alone(store: MemoryStore, tmp_pat
         store.objects[LAYOUT.claim_key("one")] = old_json("one") + b" " * beat
         assert await node.sweeper.sweep_once() == {}
         node.clock.now += TTL_S
+
+
+async def test_an_old_claim_that_moves_at_the_last_moment_is_left_alone(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    """It stood still when it was listed, but not when it was read."""
+    store.objects[LAYOUT.claim_key("one")] = old_json("one")
+
+    def move(_number: int, name: str) -> None:
+        if name == f"get {LAYOUT.claim_key('one')}":
+            store.objects[LAYOUT.claim_key("one")] += b" "
+
+    node = Node(Wire(store, move), tmp_path)
+    assert await sweep_late(node) == {}
+    assert ids(store, LAYOUT.todo) == set()
 
 
 async def test_an_old_claim_of_a_completed_task_is_litter(

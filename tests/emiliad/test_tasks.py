@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emiliad.claims import ClaimRecord, Stamp, State, parse_claim
 from emiliad.errors import BadTask
-from emiliad.tasks import (
+from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
+from emiliad.queue.tasks import (
     Completed,
     Layout,
     Output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def test_equal_input_gives_equal_bytes(speech: Samples, tmp_path: Path) -> None:
         write_clips(speech, SEGMENTS * 3, folder, "a", threads=threads)
     for path in one.iterdir():
         assert path.read_bytes() == (many / path.name).read_bytes()
+
+
+def test_the_bytes_do_not_name_the_library(speech: Samples) -> None:
+    """Another version of FFmpeg alone must not change a dataset's files."""
+    assert not re.search(rb"Lav[cf]\d|LAME\d", encode_mp3(speech, RATE, 64)[:500])
 
 
 def test_what_is_too_loud_is_clipped(tmp_path: Path) -> None:

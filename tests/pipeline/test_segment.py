@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.segment import Rules, Segmentation, segment
 from pipeline.types import Segment, Span, Turn
 
-EMILIA = Rules(pad_short=False, merge_forward=False)
+EMILIA = Rules(pad_short=False)
 Row = tuple[float, float, str]
 
 
@@ -311,6 +311,12 @@ def test_merging_forward_stops_at_30_s() -> None:
     assert times(cut((1, 2.5, "A"), (4, 30.5, "A"), speech=speech, rules=FORWARD)) == [
         (1, 30.5, "A")
     ]
+
+
+def test_merging_forward_is_off() -> None:
+    """It gains coverage with other people's speech; extending is on, for it does not."""
+    assert not Rules().merge_forward
+    assert Rules().pad_short
 
 
 def test_merging_backward_goes_first() -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from faster_whisper import BatchedInferencePipeline, WhisperModel
 
+from pipeline._whisper import RATE
 from pipeline.audio import Samples, cut, decode, resample
 from pipeline.config import SAMPLE_RATE
-from pipeline.transcribe import RATE, Transcriber
+from pipeline.transcribe import Transcriber
 from pipeline.types import ModelError, Span, Transcript
 
 pytestmark = pytest.mark.models
@@ -265,12 +266,14 @@ class Narrow:
     def __init__(self, whisper: Any, room: int, reason: str) -> None:
         self._whisper, self._room, self._reason = whisper, room, reason
         self.tried: list[int] = []
+        self.frames: list[int] = []
 
-    def __call__(self, clips: Sequence[Samples], *rest: Any) -> list[Transcript]:
+    def __call__(self, clips: Sequence[Samples], frames: int, *rest: Any) -> list[Transcript]:
         self.tried.append(len(clips))
+        self.frames.append(frames)
         if len(clips) > self._room:
             raise RuntimeError(self._reason)
-        return list(self._whisper(clips, *rest))
+        return list(self._whisper(clips, frames, *rest))
 
 
 def narrowed(
@@ -326,6 +329,18 @@ def test_short_windows_understand_as_much(
     short = Transcriber(folder, threads=THREADS, whole_window=False)
     assert jiwer.wer(KENNEDY, words(short(speech, [whole])[0].text)) <= 0.05
     assert error_rate(truth, short(call, [span for span, _ in truth])) <= 0.35
+
+
+def test_short_windows_hold_the_segment_and_a_silence(
+    folder: Path, speech: Samples, whole: Span, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short window is the segment and at least 2 s, in steps of 5 s, from 10 s up."""
+    short = Transcriber(folder, threads=THREADS, whole_window=False)
+    seen = Narrow(short._whisper, 4, "")
+    monkeypatch.setattr(short, "_whisper", seen)
+    short(speech, [Span(0.0, 3.0), Span(0.0, 8.0), whole])
+    assert seen.frames[:2] == [1_500, 1_000]
+    assert seen.tried[:2] == [1, 2]
 
 
 def copied(folder: Path, to: Path, without: str) -> Path:

@@ -12,12 +12,12 @@ from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from emiliad.claims import parse_claim
 from emiliad.errors import NotFound
 from emiliad.parallel import for_each
+from emiliad.queue.claims import parse_claim
+from emiliad.queue.tasks import Layout, id_of
+from emiliad.queue.watch import Standing, Watch
 from emiliad.store import PAGE, Page, Store
-from emiliad.tasks import Layout, id_of
-from emiliad.watch import Standing, Watch
 
 _CLAIM_PAGES = 10  # if all claims fit these, they are listed whole, else beside the todo page
 _CHANGED_READ = 32  # changed claims read where other work is at hand; the fleet reads them all

@@ -1,8 +1,8 @@
 """The lease protocol: takes tasks, keeps them, gives them back. It saves work; safety is elsewhere.
 
-Exactly-once rests on the commit record alone (`emiliad.publish`). A lease that is lost, doubled or
-late costs computing time and nothing else, so every doubt here is answered by letting go. The
-transitions and their names are those of the table in `emiliad.claims`.
+Exactly-once rests on the commit record alone (`emiliad.queue.publish`). A lease that is lost,
+doubled or late costs computing time and nothing else, so every doubt here is answered by letting
+go. The transitions and their names are those of the table in `emiliad.queue.claims`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import replace
 import anyio
 
 from emiliad import logs
-from emiliad.cas import ABSENT, Verdict
-from emiliad.claims import ClaimRecord, Stamp
 from emiliad.errors import Ambiguous, BadTask, NotFound, StoreError, Throttled
-from emiliad.holdings import Change, Holdings, Lease, Stamper
-from emiliad.outputs import Outputs
 from emiliad.parallel import for_each
 from emiliad.patience import Patience, Sleep
-from emiliad.scan import Batch, Outlook, Scan
+from emiliad.queue.cas import ABSENT, Verdict
+from emiliad.queue.claims import ClaimRecord, Stamp
+from emiliad.queue.holdings import Change, Holdings, Lease, Stamper
+from emiliad.queue.outputs import Outputs
+from emiliad.queue.scan import Batch, Outlook, Scan
+from emiliad.queue.tasks import Layout, parse_task
+from emiliad.queue.watch import Standing, Watch
 from emiliad.store import Store
-from emiliad.tasks import Layout, parse_task
 from emiliad.types import Claim, Failure, Outcome, TaskRef
-from emiliad.watch import Standing, Watch
 
 LOST_LIMIT = 10  # vanished owners from which a task is given up
 ALONE_FROM = 3  # vanished owners from which a task runs alone: it may be what kills nodes

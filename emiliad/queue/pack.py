@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from emiliad.tasks import Output
+from emiliad.queue.tasks import Output
 
 
 def write_pack(folder: Path, pack: Path) -> dict[str, Output]:

@@ -8,12 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from emiliad.cas import ABSENT, Verdict, cas
 from emiliad.errors import BadTask, InvalidKey, NotFound
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
-from emiliad.store import Page, Store
-from emiliad.tasks import (
+from emiliad.queue.cas import ABSENT, Verdict, cas
+from emiliad.queue.tasks import (
     Layout,
     episode_id,
     hashed_id,
@@ -22,6 +21,7 @@ from emiliad.tasks import (
     parse_object,
     todo_body,
 )
+from emiliad.store import Page, Store
 from emiliad.types import TaskRef
 
 # What ffmpeg can open and people call audio, or video with sound; lower case.

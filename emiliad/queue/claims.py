@@ -27,7 +27,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from emiliad.errors import BadTask
-from emiliad.tasks import VERSION, lenient_task, parse_object, task_keys, to_json
+from emiliad.queue.tasks import VERSION, lenient_task, parse_object, task_keys, to_json
 from emiliad.types import Failure, TaskRef
 
 HISTORY = 5  # failures remembered; a claim stays below 8 KB

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from emiliad.claims import ClaimRecord, State, parse_claim
 from emiliad.errors import NotFound
 from emiliad.parallel import for_each
+from emiliad.queue.claims import ClaimRecord, State, parse_claim
+from emiliad.queue.tasks import Layout, id_of, parse_completed
+from emiliad.queue.watch import EXPIRY
 from emiliad.store import Store
-from emiliad.tasks import Layout, id_of, parse_completed
-from emiliad.watch import EXPIRY
 
 _RECENT_S = 600.0  # over which the rate is measured
 _READ = 5000  # records that are read; where there are more, hours are extrapolated

@@ -23,16 +23,16 @@ from contextlib import aclosing
 import anyio
 
 from emiliad import logs
-from emiliad.cas import cas
-from emiliad.claims import ClaimRecord, State, parse_claim
 from emiliad.errors import Ambiguous, InvalidKey, NotFound, PreconditionFailed, Throttled
-from emiliad.holdings import Stamper
-from emiliad.outputs import Outputs
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
+from emiliad.queue.cas import cas
+from emiliad.queue.claims import ClaimRecord, State, parse_claim
+from emiliad.queue.holdings import Stamper
+from emiliad.queue.outputs import Outputs
+from emiliad.queue.tasks import Layout, id_of, todo_body
+from emiliad.queue.watch import EXPIRY, Watch
 from emiliad.store import Store
-from emiliad.tasks import Layout, id_of, todo_body
-from emiliad.watch import EXPIRY, Watch
 
 OWNER = "sweep"
 _LOOKS = 1000  # objects of a kind that are looked at in one sweep; where there are more, a sample

@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 import anyio
 
-from emiliad.cas import Absent, Verdict, cas, etag_of
-from emiliad.claims import ClaimRecord, Stamp, State, parse_claim
 from emiliad.errors import Ambiguous, NotFound, Throttled
 from emiliad.patience import Patience
+from emiliad.queue.cas import Absent, Verdict, cas, etag_of
+from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
+from emiliad.queue.tasks import Layout
 from emiliad.store import Store
-from emiliad.tasks import Layout
 from emiliad.types import Claim
 
 _CATCH_UPS = 3  # writes of ours that may turn out to have landed late, one after the other

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from enum import StrEnum
 
-from emiliad.cas import ABSENT, Verdict, cas
-from emiliad.claims import State, parse_claim
 from emiliad.errors import BadTask, NotFound
-from emiliad.holdings import Stamper
 from emiliad.patience import Patience
+from emiliad.queue.cas import ABSENT, Verdict, cas
+from emiliad.queue.claims import State, parse_claim
+from emiliad.queue.holdings import Stamper
+from emiliad.queue.tasks import Layout, id_of, lenient_task, parse_object, todo_body
 from emiliad.store import Store
-from emiliad.tasks import Layout, id_of, lenient_task, parse_object, todo_body
 
 
 class Retried(StrEnum):

@@ -20,10 +20,9 @@ import anyio.to_thread
 
 from emiliad import logs
 from emiliad.errors import BadTask, InvalidKey, NotFound, PreconditionFailed
-from emiliad.pack import read_pack
 from emiliad.parallel import for_each
-from emiliad.store import ObjectInfo, Store
-from emiliad.tasks import (
+from emiliad.queue.pack import read_pack
+from emiliad.queue.tasks import (
     Completed,
     Layout,
     Output,
@@ -32,6 +31,7 @@ from emiliad.tasks import (
     parse_task,
     todo_body,
 )
+from emiliad.store import ObjectInfo, Store
 from emiliad.types import TaskRef
 
 LAST = "all_segments.json"  # its presence means that all the outputs named in it are there

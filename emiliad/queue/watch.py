@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from emiliad.claims import ClaimRecord, State
+from emiliad.queue.claims import ClaimRecord, State
 
 EXPIRY = 1.1  # TTLs that a lease must stand unchanged: its owner may be a little late
 _REMEMBERED = 3.0  # TTLs for which a claim that no listing shows stays known

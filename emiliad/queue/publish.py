@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 
 from emiliad import logs
-from emiliad.cas import ABSENT, Verdict, cas
 from emiliad.errors import Ambiguous, InvalidKey, Throttled
-from emiliad.leases import Leases
-from emiliad.outputs import Outputs
-from emiliad.pack import write_pack
+from emiliad.queue.cas import ABSENT, Verdict, cas
+from emiliad.queue.leases import Leases
+from emiliad.queue.outputs import Outputs
+from emiliad.queue.pack import write_pack
+from emiliad.queue.tasks import FACTS, Completed, Layout, Output
 from emiliad.store import Store
-from emiliad.tasks import FACTS, Completed, Layout, Output
 from emiliad.types import Claim, Failure, Outcome, Processed
 
 _log = logs.get("publish")
