@@ -94,10 +94,10 @@ class Store(Protocol):
         """Yields pages of 1 to 1,000 objects whose key begins with `prefix`.
 
         They come in key order (by Unicode code point), beginning behind `start_after`, where no
-        key has another `/` behind the prefix; there `start_after` may be any text. Elsewhere the
-        order may be the store's own, always the same (SeaweedFS has `a/b` before `a-b`), and
-        `start_after` is a key that the same list has shown. No key comes twice, and none that
-        stood all the while is left out.
+        key has another `/` behind the prefix; there `start_after` may be the prefix and any text
+        without one. Elsewhere the order may be the store's own, always the same (SeaweedFS has
+        `a/b` before `a-b`), and `start_after` is a key that the same list has shown. No key comes
+        twice, and none that stood all the while is left out.
         """
 
     async def upload(self, key: str, path: Path) -> str:

@@ -70,10 +70,21 @@ class _Handler(BaseHTTPRequestHandler):
         if "list-type" in self.path:
             self._answer(200, self._listing())
         elif self._key in self.server.objects:
-            body = self.server.objects[self._key]
-            self._answer(200, body, ETag=f'"{self.server.etag(self._key)}"')
+            self._read()
         else:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+
+    def _read(self) -> None:
+        """All of the object, or a range, whatever its condition."""
+        body = self.server.objects[self._key]
+        etag = f'"{self.server.etag(self._key)}"'
+        if "Range" not in self.headers:
+            self._answer(200, body, ETag=etag)
+            return
+        first, last = (int(n) for n in self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = body[first : last + 1]
+        shown = {"ETag": etag, "Content-Range": f"bytes {first}-{last}/{len(body)}"}
+        self._answer(206, part, **shown)
 
     def do_DELETE(self) -> None:
         self.server.objects.pop(self._key, None)

@@ -86,13 +86,13 @@ def test_an_ill_network_costs_time_and_nothing_else(weed_bucket: Server, tmp_pat
 
     with FaultProxy(weed_bucket.endpoint, rule).running() as proxy:
         bucket = S3Bucket(tmp_path, weed_bucket, proxy.endpoint)
-        for number in range(TASKS):
+        for number in range(12):
             bucket.put_audio(f"{number:02}.mp3")
         enqueued = bucket.emiliad("enqueue")
         assert enqueued.returncode == 0, enqueued.stderr
         daemons = run_three(bucket, STORE_TIMEOUT_S="2", LEASE_TTL_S="6", MAX_ATTEMPTS="10")
     assert len(proxy.applied) < len(proxy.seen)  # some never arrived
-    assert bucket.tasks("completed").keys() == {f"{n:02}" for n in range(TASKS)}
+    assert bucket.tasks("completed").keys() == {f"{n:02}" for n in range(12)}
     assert not [task for task, times in completions(daemons).items() if times > 1]
     bucket.emiliad("run", "--exit-when-empty")  # a last look at what was left
     assert bucket.tasks("todo") == {}

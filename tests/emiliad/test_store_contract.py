@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -26,6 +26,7 @@ from emiliad.store import PAGE, Object, ObjectInfo, Page, Store
 from emiliad.stores.local import LocalStore
 from emiliad.stores.memory import MemoryStore
 from emiliad.stores.patient import PatientStore
+from emiliad.stores.s3 import S3Store
 from tests.emiliad.weed import Server
 
 T = TypeVar("T")
@@ -227,7 +228,7 @@ class AnyOrderContract(Contract):
         assert sorted(names) == sorted(k for k in self.model if k.startswith(prefix))
         if not any("/" in name.removeprefix(prefix) for name in names):
             assert names == sorted(names)
-            after = data.draw(keys)
+            after = prefix + data.draw(st.text("-.0abcé日", max_size=3))
             assert [i.key for i in listed(after)] == [name for name in names if name > after]
         if names:
             at = data.draw(st.integers(0, len(names) - 1))
@@ -257,7 +258,8 @@ TestLocalStore = LocalContract.TestCase
 TestLocalStore.settings = _few
 
 
-_fewer = settings(_few, max_examples=8)  # each takes a second
+# Each takes a second; to shrink one would take minutes.
+_fewer = settings(_few, max_examples=8, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 def test_seaweedfs_keeps_the_contract(weed_server: Server) -> None:
@@ -305,10 +307,11 @@ racing = pytest.mark.parametrize(
 
 async def test_a_list_comes_in_pages_of_a_thousand(store: Store) -> None:
     """In key order, without an empty page at the end, and may begin anywhere."""
-    names = [f"p/{number:04}" for number in range(2 * PAGE)]
+    last = 1 if isinstance(store, S3Store) else PAGE  # a thousand objects take servers seconds
+    names = [f"p/{number:04}" for number in range(PAGE + last)]
     await for_each(names, lambda name: store.put(name, b"x"))
     pages = [[info.key for info in page] async for page in store.list("p/")]
-    assert [len(page) for page in pages] == [PAGE, PAGE]
+    assert [len(page) for page in pages] == [PAGE, last]
     assert [key for page in pages for key in page] == names
     rest = [info.key async for page in store.list("p/", start_after=names[-2]) for info in page]
     assert rest == names[-1:]

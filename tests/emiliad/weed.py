@@ -36,7 +36,7 @@ from emiliad.stores.s3 import S3Store
 ACCESS_KEY, SECRET_KEY = "test", "testtest"
 READER, READER_SECRET = "reader", "readerreader"  # may not write
 _START_S = 60.0  # until a server must answer; it takes a second on an idle machine
-_STOP_S = 20.0
+_STOP_S = 3.0  # after which a server is killed; its data goes away anyway
 _GRPC = 10_000  # SeaweedFS opens a second port so far above each of its ports
 _PR_SET_PDEATHSIG = 1
 _buckets = itertools.count(1)
