@@ -21,7 +21,7 @@ from tests.sim.faults import Process, Wire
 from tests.sim.plan import Plan
 
 WORKERS = 2
-_POLL_S = (3.0, 20.0)
+_POLL_S = (4.0, 30.0)
 _STOP_S = 5.0  # that handing back the leases may take at the end
 _HEEDING = (
     0.5  # share of executions that end when their lease is lost; the others commit all the same
@@ -107,7 +107,7 @@ class Daemon:
 
     async def _renew(self) -> None:
         while True:
-            await self.process.sleep(max(1.0, self._plan.ttl_s / 3 * self._rng.uniform(0.9, 1.0)))
+            await self.process.sleep(max(10.0, self._plan.ttl_s / 3 * self._rng.uniform(0.9, 1.0)))
             for claim in list(self.leases.held.values()):
                 await self.leases.renew(claim)
 
@@ -127,7 +127,11 @@ class Daemon:
     async def attempt(self, claim: Claim) -> None:
         """Executes a task and ends its lease, one way or the other."""
         number = self._observer.begins(self.process, claim)
-        self._observer.ends(self.process, claim, await self._try(claim, number))
+        outcome = "cut off"
+        try:
+            outcome = await self._try(claim, number)
+        finally:
+            self._observer.ends(self.process, claim, outcome)
 
     async def _try(self, claim: Claim, number: int) -> Outcome:
         lost = self.leases.lost(claim)

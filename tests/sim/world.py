@@ -5,37 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import math
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog.testing
 
-from emiliad.errors import Ambiguous, Throttled
-from emiliad.patience import Patience
-from emiliad.queue.claims import State, parse_claim
 from emiliad.queue.enqueue import enqueue
-from emiliad.queue.retry import retry
-from emiliad.queue.tasks import id_of
-from emiliad.store import Store
-from emiliad.stores.patient import PatientStore
 from emiliad.types import Claim
-from tests.emiliad.queue_kit import LAYOUT, WALL_S, ids
+from tests.emiliad.queue_kit import LAYOUT
 from tests.sim import loop
 from tests.sim.bucket import Bucket, Violation
 from tests.sim.daemon import Daemon
 from tests.sim.faults import History, Network, Process, Wire, storm
+from tests.sim.judge import judge_end, judge_promises, unrest
+from tests.sim.operators import Operators, furnish
 from tests.sim.plan import Plan
 
 _LOOK_S = 5.0  # between two looks at whether all has ended
 _ROUNDS = 8  # of the caretaker, at most
 _UPTIME_S = 1e6  # of machines, at most: monotonic clocks begin anywhere
-_OLD = {"language": "en", "added_by": "scanner"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +82,11 @@ class World:
         self._storming = True
         self._processes: list[Process] = []
         self._numbers = itertools.count(1)
-        self._promised: set[str] = set()  # audio keys whose todo was acknowledged
         self._working: dict[str, Process] = {}
+        self._lives: list[asyncio.Task[None]] = []
+        self._operators = Operators(
+            self._network, self._bucket, plan, lambda: not self._storming, self._process
+        )
 
     # what daemons tell
 
@@ -115,25 +111,29 @@ class World:
 
     async def live(self) -> None:
         """Storm, calm, and a look at what is left. Raises Violation."""
-        self._furnish()
+        furnish(self._bucket, self.plan, self._rng)
         self._network.weather = storm(self.plan.wire, self.plan.deadly)
+        people = self._operators
         lives = [self._life(number) for number in range(self.plan.nodes)]
-        lives += [self._upload(), self._enqueue("enqueue-a"), self._enqueue("enqueue-b")]
-        tasks = [asyncio.get_running_loop().create_task(life) for life in (*lives, self._retry())]
+        lives += [people.upload(), people.enqueue("ann"), people.enqueue("bob"), people.retry()]
+        self._lives = [asyncio.get_running_loop().create_task(life) for life in lives]
         try:
             await self._watch(lambda: self._now() >= self.plan.storm_s)
             self._abate()
             await self._watch(self._at_rest, self.plan.bound_s)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for process in self._processes:
-                process.kill("ends with the world")
-                await process.gone()
-        self._judge_promises()
+            await self._end()
+        judge_promises(self._bucket, self._operators.promised)
         await self._tidy()
-        self._judge_end()
+        judge_end(self._bucket, {"failed"} if self.plan.old_scripts else set())
+
+    async def _end(self) -> None:
+        for life in self._lives:
+            life.cancel()
+        await asyncio.gather(*self._lives, return_exceptions=True)
+        for process in self._processes:
+            process.kill("ends with the world")
+            await process.gone()
 
     def _abate(self) -> None:
         """From here on requests fail no more, nor do nodes or executions."""
@@ -147,20 +147,15 @@ class World:
         while not reached():
             await asyncio.sleep(_LOOK_S)
             self.calm_s = self._now() - began
-            if self._bucket.violation is not None:
-                raise Violation(self._bucket.violation)
+            self._judge()
             if self.calm_s > bound_s:
-                raise Violation(f"no rest {bound_s:.0f} s after the last fault: {self._unrest()}")
+                raise Violation(
+                    f"no rest {bound_s:.0f} s after the last fault: {unrest(self._bucket)}"
+                )
 
     def _at_rest(self) -> bool:
-        quiet = not self._network.under_way and not any(p.frozen for p in self._living())
-        return quiet and not self._unrest()
-
-    def _unrest(self) -> list[str]:
-        """Tasks that are neither failed nor finished."""
-        waiting = ids(self._bucket, LAYOUT.todo) - self._failed()
-        orphans = ids(self._bucket, LAYOUT.claims) - ids(self._bucket, LAYOUT.todo)
-        return sorted(waiting | (orphans - ids(self._bucket, LAYOUT.completed)))
+        stray = self._network.under_way or any(process.frozen for process in self._processes)
+        return not stray and not unrest(self._bucket)
 
     async def _tidy(self) -> None:
         """Another enqueue, and one node that outlives its TTL: nothing may be left after it."""
@@ -186,7 +181,7 @@ class World:
             daemon = self._daemon(process, owner)
             daemon.start()
             await self._doom(daemon)
-            await self._bury(process)
+            await process.gone()
             if self._rng.random() < 0.5:
                 owner = f"node-{number}-{generation}"
             await asyncio.sleep(self._rng.uniform(0.0, 20.0))
@@ -229,138 +224,18 @@ class World:
                 longest_s = 2.5 * max(self.plan.ttl_s, 20.0)
                 daemon.process.freeze(self._rng.uniform(1.0, longest_s))
 
-    async def _bury(self, process: Process) -> None:
-        await process.gone()
-        self._processes.remove(process)
-        if process.crash is not None:
-            self._blame(f"{process.name} crashed: {process.crash!r}")
-
-    # operators
-
-    async def _upload(self) -> None:
-        """Raw files that come one by one."""
-        for key in self._raw_files()[2:]:
-            await asyncio.sleep(self._rng.expovariate(self.plan.files / self.plan.storm_s * 2))
-            self._bucket.objects[key] = b"sound"
-
-    def _raw_files(self) -> list[str]:
-        """The last two have the same name, so one of them gets an id with a hash."""
-        names = [f"en/t{number}" for number in range(self.plan.files - 1)] + ["de/t0"]
-        return [f"{LAYOUT.raw}{name}.mp3" for name in names]
-
-    async def _enqueue(self, name: str) -> None:
-        """Somebody runs `enqueue` now and then, and another does at the same time."""
-
-        async def command(store: Store, patience: Patience) -> None:
-            await enqueue(store, LAYOUT, patience=patience)
-
-        for number in itertools.count():
-            await self._command(f"{name}.{number}", command)
-            await self._pause(10.0, 100.0)
-
-    async def _retry(self) -> None:
-        """Somebody gives what has failed another chance."""
-
-        async def command(store: Store, patience: Patience) -> None:
-            await retry(store, LAYOUT, patience=patience, wall=lambda: WALL_S)
-
-        for number in itertools.count():
-            await self._pause(50.0, 300.0)
-            await self._command(f"retry.{number}", command)
-
-    async def _pause(self, least_s: float, most_s: float) -> None:
-        await asyncio.sleep(self._rng.uniform(least_s, most_s))
-        if not self._storming:
-            await asyncio.Event().wait()
-
-    async def _command(
-        self, name: str, command: Callable[[Store, Patience], Awaitable[None]]
-    ) -> None:
-        process = self._process(name)
-        wire = Wire(self._network, process)
-        wire.answered = self._promise
-        patience = Patience(tries=self.plan.tries, sleep=process.sleep, rng=self._rng)
-
-        async def work() -> None:
-            try:
-                await command(PatientStore(wire, patience), patience)
-            except (Ambiguous, Throttled) as error:
-                self.history.note(name, "gives up", str(error))
-
-        await asyncio.wait([process.start(work())])
-        process.kill("ends")
-        await self._bury(process)
-
-    def _promise(self, key: str, body: bytes) -> None:
-        if id_of(key, LAYOUT.todo) is not None:
-            self._promised.add(str(json.loads(body)["audio_key"]))
-
-    # what is there
-
-    def _furnish(self) -> None:
-        """What the bucket holds at the beginning."""
-        objects = self._bucket.objects
-        for key in self._raw_files()[:2]:
-            objects[key] = b"sound"
-        if self.plan.old_scripts:
-            objects[LAYOUT.todo_key("bad")] = self._rng.choice((b"no JSON", b"{}"))
-            for name, key in (
-                ("leased", LAYOUT.claim_key("leased")),
-                ("done", LAYOUT.completed_key("done")),
-                ("failed", LAYOUT.failed_key("failed")),
-            ):
-                audio = f"{LAYOUT.raw}en/{name}.mp3"
-                objects[audio] = b"sound"
-                objects[key] = json.dumps({"episode_id": name, "audio_key": audio, **_OLD}).encode()
-
-    def _failed(self) -> set[str]:
-        claims = self._bucket.objects
-        return {
-            name
-            for name in ids(self._bucket, LAYOUT.claims)
-            if parse_claim(name, claims[LAYOUT.claim_key(name)]).state is State.FAILED
-        }
-
-    def _audio_of(self, prefix: str) -> set[str]:
-        """The audio keys that the records under a prefix name."""
-        bodies = [body for key, body in self._bucket.objects.items() if key.startswith(prefix)]
-        return {str(json.loads(body).get("audio_key")) for body in bodies}
-
-    # judgement
-
-    def _judge_promises(self) -> None:
-        """No task is lost: what an `enqueue` was told to be in the queue has come to an end."""
-        lost = self._promised - self._audio_of(LAYOUT.completed) - self._audio_of(LAYOUT.claims)
-        if lost:
-            raise Violation(f"lost: {sorted(lost)}")
-
-    def _judge_end(self) -> None:
-        """All raw files have a result, all results are whole, and nothing else is left."""
-        bucket, failed = self._bucket, self._failed()
-        done = ids(bucket, LAYOUT.completed)
-        ended = self._audio_of(LAYOUT.completed) | self._audio_of(LAYOUT.failed)
-        raw = {key for key in bucket.objects if key.startswith(LAYOUT.raw)}
-        packs = {key.split("/")[2] for key in bucket.objects if key.startswith(LAYOUT.outputs)}
-        old = {"failed"} if self.plan.old_scripts else set()
-        for wrong, what in (
-            (raw - ended, "have no result"),
-            ({name for name in done if bucket.flaw(name)}, "are not whole"),
-            (done & failed, "are completed and failed"),
-            (ids(bucket, LAYOUT.todo) ^ failed, "have a todo and not failed, or failed without"),
-            (ids(bucket, LAYOUT.claims) - failed, "have a claim that is left over"),
-            ((ids(bucket, LAYOUT.failed) ^ failed) - old, "have a wrong dead letter"),
-            (packs - failed, "have a pack that is left over"),
-        ):
-            if wrong:
-                raise Violation(f"at the end, {sorted(wrong)} {what}")
-        if bucket.violation is not None:
-            raise Violation(bucket.violation)
+    def _judge(self) -> None:
+        for life in self._lives:
+            if life.done():
+                life.result()
+        for process in self._processes:
+            if process.crash is not None:
+                raise Violation(f"{process.name} crashed: {process.crash!r}") from process.crash
+        if self._bucket.violation is not None:
+            raise Violation(self._bucket.violation)
 
     def _blame(self, violation: str) -> None:
         self._bucket.violation = self._bucket.violation or violation
-
-    def _living(self) -> list[Process]:
-        return [process for process in self._processes if not process.dead.is_set()]
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
