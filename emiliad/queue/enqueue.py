@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from emiliad.errors import BadTask, InvalidKey, NotFound
+from emiliad.errors import Ambiguous, BadTask, InvalidKey, NotFound
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
 from emiliad.queue.cas import ABSENT, Verdict, cas
@@ -55,6 +55,7 @@ async def enqueue(
     """Scans the raw prefix and puts the missing todos, `limit` of them at most.
 
     `dry_run` counts what would be created. `on_progress` hears of each page of the listing.
+    Raises Ambiguous if the store does not answer: nothing is lost by doing it all again.
     """
     scan = _Scan(store, layout, dry_run, limit, patience or Patience())
     await scan.learn()
@@ -180,7 +181,9 @@ class _Scan:
             self._counts["created"] -= 1
             self._skipped["no possible name"] += 1
             return
-        if verdict is not Verdict.WON:  # another enqueue is at work
+        if verdict is Verdict.UNKNOWN:
+            raise Ambiguous(f"nobody can say whether {key} was written: enqueue again")
+        if verdict is Verdict.LOST:  # another enqueue is at work
             self._counts["created"] -= 1
             self._counts["existing"] += 1
 

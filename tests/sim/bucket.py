@@ -13,7 +13,7 @@ import json
 from hashlib import md5
 from typing import Any
 
-from emiliad.queue.tasks import id_of
+from emiliad.queue.tasks import SUFFIX, id_of
 from emiliad.stores.memory import MemoryStore
 from tests.emiliad.queue_kit import LAYOUT
 
@@ -87,11 +87,16 @@ class Bucket(MemoryStore):
         elif (done := id_of(key, LAYOUT.todo)) is not None:
             if (flaw := self.flaw(done)) is not None:
                 self._blame(f"T2: {key} was deleted, but {flaw}")
-        elif (held := id_of(key, LAYOUT.claims)) is not None:
-            if LAYOUT.todo_key(held) not in self.objects and self.record(held) is None:
-                self._blame(f"{key} was deleted, the only trace of its task")
+        elif key.startswith((LAYOUT.claims, LAYOUT.failed)):
+            self._judge_trace(key)
         elif key.startswith(LAYOUT.outputs):
             self._judge_pack(key)
+
+    def _judge_trace(self, key: str) -> None:
+        name = key.rpartition("/")[2].removesuffix(SUFFIX)
+        others = {LAYOUT.todo_key(name), LAYOUT.claim_key(name), LAYOUT.completed_key(name)}
+        if not (others - {key}) & self.objects.keys():
+            self._blame(f"{key} was deleted, the only trace of its task")
 
     def _judge_pack(self, key: str) -> None:
         episode_id, _, nonce = key.removeprefix(LAYOUT.outputs).removesuffix(".tar").partition("/")

@@ -198,7 +198,6 @@ class Wire:
     def __init__(self, network: Network, process: Process) -> None:
         self._network = network
         self._process = process
-        self.answered: Callable[[str, bytes], None] = lambda key, body: None  # PUTs that succeeded
 
     async def get(self, key: str) -> Object:
         return await self._send(f"GET {key}", lambda: self._store.get(key))
@@ -215,9 +214,7 @@ class Wire:
         def request() -> Awaitable[str]:
             return self._store.put(key, body, if_absent=if_absent, if_match=if_match)
 
-        etag = await self._send(what, request, write=True)
-        self.answered(key, body)
-        return etag
+        return await self._send(what, request, write=True)
 
     async def delete(self, key: str) -> None:
         await self._send(f"DELETE {key}", lambda: self._store.delete(key), write=True)

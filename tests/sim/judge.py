@@ -31,8 +31,9 @@ def audio_of(bucket: Bucket, prefix: str) -> set[str]:
 
 
 def judge_promises(bucket: Bucket, promised: set[str]) -> None:
-    """No task is lost: what an `enqueue` was told to be in the queue has come to an end."""
-    lost = promised - audio_of(bucket, LAYOUT.completed) - audio_of(bucket, LAYOUT.claims)
+    """No task is lost: every file that an `enqueue` said to be in the queue has come to an end."""
+    records = (LAYOUT.completed, LAYOUT.claims, LAYOUT.failed)
+    lost = promised.difference(*(audio_of(bucket, prefix) for prefix in records))
     if lost:
         raise Violation(f"lost: {sorted(lost)}")
 

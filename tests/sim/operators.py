@@ -13,7 +13,6 @@ from emiliad.errors import Ambiguous, Throttled
 from emiliad.patience import Patience
 from emiliad.queue.enqueue import enqueue
 from emiliad.queue.retry import retry
-from emiliad.queue.tasks import id_of
 from emiliad.store import Store
 from emiliad.stores.patient import PatientStore
 from tests.emiliad.queue_kit import LAYOUT, WALL_S
@@ -54,8 +53,10 @@ def _raw_files(plan: Plan) -> list[str]:
 
 
 class Operators:
-    """They go on until `resting` says that the storm is over. `promised`: the audio keys of which
-    an `enqueue` was told that their todo is there."""
+    """They go on until `resting` says that the storm is over.
+
+    `promised`: the raw files that were there when an `enqueue` began that later ended well.
+    """
 
     def __init__(
         self,
@@ -84,7 +85,9 @@ class Operators:
         """Now and then, and somebody else may be doing the same."""
 
         async def command(store: Store, patience: Patience) -> None:
+            files = {key for key in self._bucket.objects if key.startswith(LAYOUT.raw)}
             await enqueue(store, LAYOUT, patience=patience)
+            self.promised |= files
 
         for number in itertools.count():
             await self._run(f"{name}.{number}", command)
@@ -108,7 +111,6 @@ class Operators:
     async def _run(self, name: str, command: Command) -> None:
         process = self._new_process(name)
         wire = Wire(self._network, process)
-        wire.answered = self._promise
         patience = Patience(tries=self._plan.tries, sleep=process.sleep, rng=self._rng)
 
         async def work() -> None:
@@ -123,7 +125,3 @@ class Operators:
             process.freeze(self._rng.uniform(0.0, _ASLEEP_S))
         await asyncio.wait([running])
         process.kill("ends")
-
-    def _promise(self, key: str, body: bytes) -> None:
-        if id_of(key, LAYOUT.todo) is not None:
-            self.promised.add(str(json.loads(body)["audio_key"]))
