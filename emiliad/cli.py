@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("action", choices=("pull", "verify", "list"))
     models.set_defaults(command=_models)
 
+    doctor = commands.add_parser("doctor", help="check this machine and its store, a line each")
+    doctor.set_defaults(command=_doctor)
+
     bench = commands.add_parser("bench", help="what each stage costs on this machine")
     bench.add_argument("file", nargs="?", type=Path, help="default: a real conversation, repeated")
     bench.add_argument("--seconds", type=float, default=150.0, help="its length; default: 150")
@@ -143,6 +146,12 @@ def _models(arguments: argparse.Namespace) -> int:
     from emiliad.commands import models
 
     return models.run(_settings(), arguments.action)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from emiliad.commands import doctor
+
+    return doctor.run(_settings())
 
 
 def _bench(arguments: argparse.Namespace) -> int:

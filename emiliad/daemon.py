@@ -73,7 +73,10 @@ async def run(settings: Settings, *, exit_when_empty: bool = False) -> Counter[O
 
 async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
     config = settings.daemon
-    bucket = await stack.enter_async_context(opened(config))
+    metrics = Metrics()
+    bucket = await stack.enter_async_context(
+        opened(config, observe=metrics.store_answered, transferred=metrics.transferred)
+    )
     store, layout = bucket.store, bucket.layout
     if bucket.remote:
         await honours_conditions(store, layout.probes)
@@ -90,7 +93,6 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
         write_spacing_s=bucket.write_spacing_s,
         outputs=outputs,
     )
-    metrics = Metrics()
     executors = await anyio.to_thread.run_sync(build_executors, settings, dict(os.environ))
     outcomes = Outcomes(leases, scratch, metrics)
     publisher = Publisher(store, layout, leases, outputs=outputs)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from emiliad.errors import BadTask, InvalidKey, NotFound
+from emiliad.errors import Ambiguous, BadTask, InvalidKey, NotFound
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
 from emiliad.queue.cas import ABSENT, Verdict, cas
@@ -55,6 +55,7 @@ async def enqueue(
     """Scans the raw prefix and puts the missing todos, `limit` of them at most.
 
     `dry_run` counts what would be created. `on_progress` hears of each page of the listing.
+    Raises Ambiguous if the store does not answer: nothing is lost by doing it all again.
     """
     scan = _Scan(store, layout, dry_run, limit, patience or Patience())
     await scan.learn()
@@ -162,15 +163,19 @@ class _Scan:
         if taken in self._owners or taken not in self._records:
             return
         completed = self._layout.completed_key(taken)  # where a task may have gone meanwhile
-        for key in (*self._records[taken], completed):
-            try:
+        owner = await self._owner_in(taken, (*self._records[taken], completed))
+        if owner is not None:
+            self._owners[taken] = owner
+
+    async def _owner_in(self, taken: str, keys: Sequence[str]) -> str | None:
+        """The audio key that the first of these records to name one names."""
+        for key in keys:
+            with suppress(NotFound, BadTask):
                 content = parse_object(key, (await self._store.get(key)).body)
-            except (NotFound, BadTask):
-                continue
-            audio_key = lenient_task(taken, content).audio_key
-            if audio_key:
-                self._owners[taken] = audio_key
-                return
+                audio_key = lenient_task(taken, content).audio_key
+                if audio_key:
+                    return audio_key
+        return None
 
     async def _put(self, task: TaskRef) -> None:
         key, body = self._layout.todo_key(task.episode_id), todo_body(task)
@@ -180,9 +185,33 @@ class _Scan:
             self._counts["created"] -= 1
             self._skipped["no possible name"] += 1
             return
-        if verdict is not Verdict.WON:  # another enqueue is at work
+        if verdict is Verdict.UNKNOWN:
+            raise Ambiguous(f"nobody can say whether {key} was written: enqueue again")
+        if await self._is_of_another_file(task, verdict):
+            await self._put_hashed(task)
+        elif verdict is Verdict.LOST:  # another enqueue is at work
             self._counts["created"] -= 1
             self._counts["existing"] += 1
+
+    async def _is_of_another_file(self, task: TaskRef, verdict: Verdict) -> bool:
+        """Whether another file has got this id since the tasks were listed.
+
+        If it is finished already, whoever publishes it may still delete its todo, and that is ours
+        now. No look before the todo is written could tell, so it is asked for afterwards.
+        """
+        completed = self._layout.completed_key(task.episode_id)
+        todo = self._layout.todo_key(task.episode_id)
+        keys = (completed,) if verdict is Verdict.WON else (todo, completed)
+        owner = await self._owner_in(task.episode_id, keys)
+        return owner is not None and owner != task.audio_key
+
+    async def _put_hashed(self, task: TaskRef) -> None:
+        other = replace(task, episode_id=hashed_id(task.audio_key))
+        if other.episode_id != task.episode_id:
+            await self._put(other)
+            return
+        self._counts["created"] -= 1
+        self._skipped["both its ids are taken"] += 1
 
     def _language(self, key: str) -> str:
         """The folder right under the prefix, if the file lies in one."""
