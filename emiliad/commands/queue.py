@@ -11,14 +11,15 @@ from functools import partial
 import anyio
 from rich.console import Console
 from rich.live import Live
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from emiliad.bucket import opened
+from emiliad.commands.progress import scan_progress
 from emiliad.config import Config, Settings
 from emiliad.queue import enqueue as scan
 from emiliad.queue import retry as again
 from emiliad.queue.overview import Overview, Reader
+from emiliad.queue.ranges import LISTERS
 
 _WATCH_S = 2.0  # seconds between two looks of `status --watch`
 _console = Console(stderr=True)
@@ -27,28 +28,34 @@ _console = Console(stderr=True)
 def enqueue(settings: Settings, *, dry_run: bool, limit: int | None) -> int:
     """Creates the missing tasks and says how many of what there are."""
     report = anyio.run(partial(_enqueue, settings.daemon, dry_run, limit))
-    created = "to create" if dry_run else "created"
-    facts = [f"{report.created} {created}", f"{report.existing} existing", f"{report.done} done"]
-    facts += [f"{count} skipped: {why}" for why, count in sorted(report.skipped.items())]
-    if report.limited:
-        facts.append("stopped at the limit")
-    _console.print(", ".join(facts), highlight=False)
+    _console.print(_in_words(report, dry_run=dry_run), highlight=False, markup=False)
     return 0
 
 
+def _in_words(report: scan.EnqueueReport, *, dry_run: bool) -> str:
+    parts = {"in progress": report.claimed, "failed": report.failed}
+    of_these = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    facts = [
+        f"{report.created} {'to create' if dry_run else 'created'}",
+        f"{report.existing} existing" + (f" ({of_these})" if of_these else ""),
+        f"{report.done} done",
+        *(f"{count} skipped: {why}" for why, count in sorted(report.skipped.items())),
+    ]
+    return ", ".join(facts + ["stopped at the limit"] * report.limited)
+
+
 async def _enqueue(config: Config, dry_run: bool, limit: int | None) -> scan.EnqueueReport:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    quiet = not _console.is_terminal
-    with Progress(*columns, console=_console, transient=True, disable=quiet) as progress:
-        line = progress.add_task("reads the queue")
-
-        def show(report: scan.EnqueueReport) -> None:
-            seen = report.created + report.existing + report.done + sum(report.skipped.values())
-            progress.update(line, description=f"{seen} files, {report.created} new")
-
-        async with opened(config) as bucket:
+    async with opened(config) as bucket:
+        with scan_progress(_console) as show:
+            # A directory is listed by the processor, not by waiting: one lister is enough for it.
             return await scan.enqueue(
-                bucket.store, bucket.layout, dry_run=dry_run, limit=limit, on_progress=show
+                bucket.store,
+                bucket.layout,
+                dry_run=dry_run,
+                limit=limit,
+                on_progress=show,
+                listers=1 if config.store_url.startswith("file:") else LISTERS,
+                scratch=config.scratch_dir,
             )
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path
 
-from emiliad.errors import Ambiguous, BadTask, InvalidKey, NotFound
+from emiliad.errors import Ambiguous, BadTask, EmiliadError, InvalidKey, NotFound
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
+from emiliad.queue.audio import objection
 from emiliad.queue.cas import ABSENT, Verdict, cas
+from emiliad.queue.ids import AT_ONCE, Ids, Standing
+from emiliad.queue.ledger import Ledger, Place, Row
+from emiliad.queue.owners import Memo
+from emiliad.queue.ranges import LISTERS, walk
 from emiliad.queue.tasks import (
     Layout,
     episode_id,
@@ -24,12 +31,8 @@ from emiliad.queue.tasks import (
 from emiliad.store import Page, Store
 from emiliad.types import TaskRef
 
-# What ffmpeg can open and people call audio, or video with sound; lower case.
-_EXTENSIONS = """
-3gp aac ac3 aif aifc aiff alac amr ape au avi caf dts flac flv m4a m4b m4v mka mkv mov mp2 mp3 mp4
-mpeg mpg mpga oga ogg ogv opus ra rm snd ts wav webm wma wmv wv
-"""
-AUDIO_EXTENSIONS = frozenset(_EXTENSIONS.split())
+_WORTH_NOTING = 1000  # new facts for which the memo of owners is written anew
+_WORTH_KEEPING = 100_000  # reads that should not have been in vain if the scan is interrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,27 @@ class EnqueueReport:
     """What a scan found; `skipped` counts by reason."""
 
     created: int = 0
-    existing: int = 0  # waiting, in progress or failed
+    waiting: int = 0
+    claimed: int = 0  # leased, or waiting for another attempt
+    failed: int = 0
     done: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     limited: bool = False  # the scan ended at its limit
+
+    @property
+    def existing(self) -> int:
+        """Files whose tasks are not completed yet."""
+        return self.waiting + self.claimed + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a scan is: `done` of `total` objects, where that is known, and its counts so far."""
+
+    phase: str
+    done: int
+    total: int | None
+    report: EnqueueReport
 
 
 async def enqueue(
@@ -49,24 +69,37 @@ async def enqueue(
     *,
     dry_run: bool = False,
     limit: int | None = None,
-    on_progress: Callable[[EnqueueReport], None] | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
     patience: Patience | None = None,
+    listers: int = LISTERS,
+    scratch: Path | None = None,
 ) -> EnqueueReport:
     """Scans the raw prefix and puts the missing todos, `limit` of them at most.
 
-    `dry_run` counts what would be created. `on_progress` hears of each page of the listing.
-    Raises Ambiguous if the store does not answer: nothing is lost by doing it all again.
+    `dry_run` counts what would be created. `on_progress` hears of each thousand objects. `listers`
+    listings run at a time. `scratch` takes the working file, some 200 bytes for each raw file and
+    task; default: the system's temporary folder. An interrupted scan leaves nothing half-done: the
+    next one goes on. Raises EmiliadError, also when there is no room for the working file, and
+    Ambiguous if the store does not answer: nothing is lost by doing it all again.
     """
-    scan = _Scan(store, layout, dry_run, limit, patience or Patience())
-    await scan.learn()
-    async with aclosing(store.list(layout.raw)) as pages:
-        async for page in pages:
-            await scan.enqueue(page)
-            if on_progress is not None:
-                on_progress(scan.report())
-            if scan.full:
-                break
-    return scan.report()
+    try:
+        with closing(Ledger(scratch)) as ledger:
+            scan = _Scan(
+                store,
+                layout,
+                ledger,
+                Memo(store, layout, scratch),
+                dry_run=dry_run,
+                limit=limit,
+                on_progress=on_progress,
+                patience=patience or Patience(),
+            )
+            await scan.learn(listers)
+            await scan.assign()
+            return scan.report()
+    except (sqlite3.Error, OSError) as error:
+        where = scratch or "the system's temporary folder"
+        raise EmiliadError(f"the scan's working file in {where}: {error}") from error
 
 
 class _Scan:
@@ -74,115 +107,120 @@ class _Scan:
         self,
         store: Store,
         layout: Layout,
+        ledger: Ledger,
+        memo: Memo,
+        *,
         dry_run: bool,
         limit: int | None,
+        on_progress: Callable[[Progress], None],
         patience: Patience,
     ) -> None:
         self._store = store
-        self._patience = patience
         self._layout = layout
+        self._ledger = ledger
+        self._memo = memo
+        self._ids = Ids(store, layout, ledger)
         self._dry_run = dry_run
         self._limit = limit
-        self._counts: Counter[str] = Counter()
+        self._on_progress = on_progress
+        self._patience = patience
+        self._created = 0
+        self._standings: Counter[Standing] = Counter()
         self._skipped: Counter[str] = Counter()
-        self._records: dict[str, list[str]] = {}  # of each id that is taken, the keys
-        self._completed: set[str] = set()
-        self._owners: dict[str, str] = {}  # audio key of each id, as far as it was needed
-
-    @property
-    def full(self) -> bool:
-        """Whether the limit is reached."""
-        return self._limit is not None and self._counts["created"] >= self._limit
+        self._listed = 0
+        self._noted_at = 0  # records read before the memo was last written
 
     def report(self) -> EnqueueReport:
         """The counts so far."""
-        counts = self._counts
+        skipped = Counter(self._skipped)
+        if nameless := self._standings[Standing.NAMELESS]:
+            skipped[Standing.NAMELESS.value] = nameless
         return EnqueueReport(
-            counts["created"], counts["existing"], counts["done"], dict(self._skipped), self.full
+            created=self._created,
+            waiting=self._standings[Standing.WAITING],
+            claimed=self._standings[Standing.CLAIMED],
+            failed=self._standings[Standing.FAILED],
+            done=self._standings[Standing.DONE],
+            skipped=dict(skipped),
+            limited=self._full,
         )
 
-    async def learn(self) -> None:
+    @property
+    def _full(self) -> bool:
+        return self._limit is not None and self._created >= self._limit
+
+    def _tell(self, phase: str, done: int, total: int | None = None) -> None:
+        self._on_progress(Progress(phase, done, total, self.report()))
+
+    async def learn(self, listers: int) -> None:
         """Lists all tasks; in this order, one that moves on meanwhile is seen at least once."""
-        layout = self._layout
-        for prefix in (layout.todo, layout.claims, layout.failed, layout.completed):
-            async with aclosing(self._store.list(prefix)) as pages:
-                async for page in pages:
-                    for info in page:
-                        if (taken := id_of(info.key, prefix)) is not None:
-                            self._records.setdefault(taken, []).append(info.key)
-                            if prefix == layout.completed:
-                                self._completed.add(taken)
+        for prefix, place in (
+            (self._layout.todo, Place.TODO),
+            (self._layout.claims, Place.CLAIM),
+            (self._layout.failed, Place.FAILED),
+            (self._layout.completed, Place.COMPLETED),
+        ):
+            see = partial(self._see_tasks, prefix, place)
+            await walk(self._store, prefix, see, listers=listers)
+        self._listed = 0
+        await walk(self._store, self._layout.raw, self._see_files, listers=listers)
+        gone = await self._memo.load(self._ledger.add_facts)
+        if gone and not self._dry_run:  # those ids are free again, and may be another's soon
+            await self._memo.forget()
 
-    async def enqueue(self, page: Page) -> None:
-        """Gives each file of a page its task; the files are in key order, so ids are stable."""
-        keys = [info.key for info in page if self._is_audio(info.key)]
-        await for_each([episode_id(key) for key in keys], self._learn_owner)
-        missing: list[TaskRef] = []
-        for key in keys:
-            if self.full:
+    def _see_tasks(self, prefix: str, place: Place, page: Page) -> None:
+        named = ((id_of(info.key, prefix), info.etag) for info in page)
+        self._ledger.add_tasks(place, [(id_, etag) for id_, etag in named if id_])
+        self._listed += len(page)
+        self._tell("lists the queue", self._listed)
+
+    def _see_files(self, page: Page) -> None:
+        audio = []
+        for info in page:
+            if (reason := objection(info.key)) is None:
+                audio.append((episode_id(info.key), info.key))
+            else:
+                self._skipped[reason] += 1
+        self._ledger.add_files(audio)
+        self._listed += len(page)
+        self._tell("lists the raw files", self._listed)
+
+    async def assign(self) -> None:
+        """Gives each file its task; the order of ids and keys makes this the same at each scan."""
+        total, done = self._ledger.count_files(), 0
+        for rows in self._ledger.files():
+            await self._enqueue(rows)
+            done += len(rows)
+            self._tell("makes tasks", done, total)
+            if self._full:
                 break
-            task = await self._assign(key)
-            if task is not None:
-                self._counts["created"] += 1
-                missing.append(task)
+            if self._ids.read - self._noted_at >= _WORTH_KEEPING:
+                await self._note_owners()
+        new, wrong = self._ledger.count_facts()
+        if wrong or new >= _WORTH_NOTING:
+            await self._note_owners()
+
+    async def _enqueue(self, rows: Sequence[Row]) -> None:
+        owners = await self._ids.owners(rows)
+        missing: list[TaskRef] = []
+        for row in rows:
+            if self._full:
+                break
+            found = await self._ids.settle(row, owners)
+            if isinstance(found, Standing):
+                self._standings[found] += 1
+            else:
+                self._created += 1
+                missing.append(found)
         if not self._dry_run:
-            await for_each(missing, self._put)
-
-    def _is_audio(self, key: str) -> bool:
-        name = key.rpartition("/")[2]
-        extension = PurePosixPath(name).suffix.lower()
-        reason = None
-        if not name:
-            reason = "folder"
-        elif name.startswith("."):
-            reason = "hidden file"
-        elif extension.removeprefix(".") not in AUDIO_EXTENSIONS:
-            reason = f"not audio ({extension or 'no extension'})"
-        elif any("\ud800" <= character <= "\udfff" for character in key):
-            reason = "name is not UTF-8"
-        if reason:
-            self._skipped[reason] += 1
-        return reason is None
-
-    async def _assign(self, key: str) -> TaskRef | None:
-        """The task to create for a file, or None if it has one."""
-        for candidate in (episode_id(key), hashed_id(key)):
-            await self._learn_owner(candidate)
-            owner = self._owners.setdefault(candidate, key)
-            if candidate not in self._records:
-                self._records[candidate] = []
-                return TaskRef(candidate, self._language(key), key)
-            if owner == key:
-                self._counts["done" if candidate in self._completed else "existing"] += 1
-                return None
-        self._skipped["both its ids are taken"] += 1
-        return None
-
-    async def _learn_owner(self, taken: str) -> None:
-        """Finds out whose id this is. What says of no file that it is its own is anybody's."""
-        if taken in self._owners or taken not in self._records:
-            return
-        completed = self._layout.completed_key(taken)  # where a task may have gone meanwhile
-        owner = await self._owner_in(taken, (*self._records[taken], completed))
-        if owner is not None:
-            self._owners[taken] = owner
-
-    async def _owner_in(self, taken: str, keys: Sequence[str]) -> str | None:
-        """The audio key that the first of these records to name one names."""
-        for key in keys:
-            with suppress(NotFound, BadTask):
-                content = parse_object(key, (await self._store.get(key)).body)
-                audio_key = lenient_task(taken, content).audio_key
-                if audio_key:
-                    return audio_key
-        return None
+            await for_each(missing, self._put, at_once=AT_ONCE)
 
     async def _put(self, task: TaskRef) -> None:
         key, body = self._layout.todo_key(task.episode_id), todo_body(task)
         try:
             verdict = await cas(self._store, key, body, ABSENT, patience=self._patience)
         except InvalidKey:
-            self._counts["created"] -= 1
+            self._created -= 1
             self._skipped["no possible name"] += 1
             return
         if verdict is Verdict.UNKNOWN:
@@ -190,8 +228,8 @@ class _Scan:
         if await self._is_of_another_file(task, verdict):
             await self._put_hashed(task)
         elif verdict is Verdict.LOST:  # another enqueue is at work
-            self._counts["created"] -= 1
-            self._counts["existing"] += 1
+            self._created -= 1
+            self._standings[Standing.WAITING] += 1
 
     async def _is_of_another_file(self, task: TaskRef, verdict: Verdict) -> bool:
         """Whether another file has got this id since the tasks were listed.
@@ -201,19 +239,23 @@ class _Scan:
         """
         completed = self._layout.completed_key(task.episode_id)
         todo = self._layout.todo_key(task.episode_id)
-        keys = (completed,) if verdict is Verdict.WON else (todo, completed)
-        owner = await self._owner_in(task.episode_id, keys)
-        return owner is not None and owner != task.audio_key
+        for key in (completed,) if verdict is Verdict.WON else (todo, completed):
+            with suppress(NotFound, BadTask):
+                content = parse_object(key, (await self._store.get(key)).body)
+                owner = lenient_task(task.episode_id, content).audio_key
+                if owner:
+                    return owner != task.audio_key
+        return False
 
     async def _put_hashed(self, task: TaskRef) -> None:
         other = replace(task, episode_id=hashed_id(task.audio_key))
         if other.episode_id != task.episode_id:
             await self._put(other)
             return
-        self._counts["created"] -= 1
+        self._created -= 1
         self._skipped["both its ids are taken"] += 1
 
-    def _language(self, key: str) -> str:
-        """The folder right under the prefix, if the file lies in one."""
-        folder, slash, _ = key.removeprefix(self._layout.raw).partition("/")
-        return folder if slash else ""
+    async def _note_owners(self) -> None:
+        self._noted_at = self._ids.read
+        if not self._dry_run:
+            await self._memo.save(self._ledger.facts())

@@ -76,7 +76,7 @@ async def test_an_id_taken_at_the_last_moment_is_not_mistaken_for_ones_own() -> 
     async def enqueue_one() -> None:
         put_todo(store, "one", ONE)
 
-    store = Meddled(enqueue_one)
+    store: MemoryStore = Meddled(enqueue_one)
     store.objects[OTHER] = b"sound"
     report = await enqueue(store, LAYOUT)
     assert (report.created, report.existing) == (1, 0)
@@ -92,7 +92,7 @@ async def test_a_todo_under_a_finished_id_is_not_the_only_one(tmp_path: Path) ->
         node = Node(store, tmp_path)
         await node.work(await node.take())
 
-    store = Meddled(finish_one)
+    store: MemoryStore = Meddled(finish_one)
     store.objects[OTHER] = b"sound"
     report = await enqueue(store, LAYOUT)
     assert report.created == 1
