@@ -404,7 +404,7 @@ async def test_a_full_disk_is_told(store: MemoryStore, monkeypatch: pytest.Monke
 async def test_a_folder_that_cannot_be_used_is_told(store: MemoryStore, tmp_path: Path) -> None:
     """A file where SCRATCH_DIR should be."""
     (tmp_path / "scratch").write_text("")
-    with pytest.raises(EmiliadError, match="working file in .*scratch"):
+    with pytest.raises(EmiliadError, match=r"working file in .*scratch"):
         await enqueue(store, LAYOUT, scratch=tmp_path / "scratch")
 
 
