@@ -87,8 +87,11 @@ class Config:
     upload_concurrency: int = setting(
         "UPLOAD_CONCURRENCY", 8, "outputs uploaded at the same time", minimum=1, maximum=256
     )
-    poll_s: float = setting(
-        "POLL_S", 5.0, "seconds between looks for work on an idle node", minimum=0.05
+    poll_s: float | None = setting(
+        "POLL_S",
+        None,
+        "most seconds between looks for work on an idle node; default: 60, on a directory 5",
+        minimum=0.05,
     )
 
     hf_token: str = setting(

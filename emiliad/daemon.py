@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from emiliad import logs
 from emiliad.actors import claim, execute, prefetch, renew, sweep, upload
 from emiliad.bucket import UPLOADERS, opened
-from emiliad.config import Settings
+from emiliad.config import Config, Settings
 from emiliad.executor.host import Executor
 from emiliad.fleet import build_executors
 from emiliad.metrics import Metrics
@@ -163,7 +163,7 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
                             leases=daemon.leases,
                             outcomes=daemon.outcomes,
                             metrics=daemon.metrics,
-                            poll_s=config.poll_s,
+                            poll_s=config.poll_s or _poll_s(config),
                             exit_when_empty=exit_when_empty,
                         )
                     )
@@ -224,6 +224,11 @@ async def _obey_signals(stop: _Stop) -> None:
             _log.info("daemon.drain", signal=number.name, seconds=stop.drain_timeout_s)
             draining = True
             stop.drain()
+
+
+def _poll_s(config: Config) -> float:
+    """A look costs money where requests are paid for."""
+    return 5.0 if config.store_url.startswith("file:") else 60.0
 
 
 def _deadline_s(settings: Settings, audio_bytes: int) -> float:

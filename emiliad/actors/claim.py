@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
@@ -12,6 +14,7 @@ from emiliad.queue.leases import Leases
 from emiliad.types import Claim
 
 _FIRST_WAIT_S = 0.25  # between two looks at an empty queue; doubles up to the poll interval
+_JITTER = (0.5, 1.0)  # nodes that found nothing at the same time do not look again together
 _log = logs.get("claim")
 
 
@@ -39,7 +42,8 @@ async def run(
                 _log.info("queue.empty")
                 return
             # A back-off or a lease that ends sooner than the next look is worth an earlier one.
-            await anyio.sleep(min(wait, max(outlook.wait_s or wait, _FIRST_WAIT_S)))
+            soon = min(wait, max(outlook.wait_s or wait, _FIRST_WAIT_S))
+            await anyio.sleep(soon * random.uniform(*_JITTER))
             wait = min(wait * 2, poll_s)
 
 

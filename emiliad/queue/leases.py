@@ -127,7 +127,7 @@ class Leases:
         while (episode_id := self._batch.pop()) is not None:
             claim = await self._take(episode_id)
             if claim is not None:
-                self._batch.count()
+                self._batch.won()
                 return claim
         return None
 
@@ -148,6 +148,7 @@ class Leases:
             return None
         if not await self._holdings.acquire(lease):
             self._watch.forget(episode_id)
+            self._batch.lost()
             return None
         try:
             return lease.claim if await self._is_good(lease, flaw) else None

@@ -1,7 +1,9 @@
 """Finds tasks to take: todo and claims are listed from a random place and joined.
 
 One listing shows the etags of a thousand claims for the price of one request, so leases are watched
-by listing, and only claims that changed are read, once.
+by listing, and only claims that changed are read, once. While there is work, a look is one page of
+todos and the claims beside it; the queue is walked around only to find that there is none, and an
+idle node goes on around it a few pages at a look.
 """
 
 from __future__ import annotations
@@ -10,20 +12,24 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from emiliad.errors import NotFound
 from emiliad.parallel import for_each
 from emiliad.queue.claims import parse_claim
+from emiliad.queue.places import Places
 from emiliad.queue.tasks import Layout, id_of
 from emiliad.queue.watch import Standing, Watch
 from emiliad.store import PAGE, Page, Store
 
 _CLAIM_PAGES = 10  # if all claims fit these, they are listed whole, else beside the todo page
-_CHANGED_READ = 32  # changed claims read where other work is at hand; the fleet reads them all
+# Most claims that changed were renewed, a few are free again: each node reads some, the fleet all.
+_READ_BUSY = 4  # in a look that found work, of the claims beside it
+_READ_IDLE = 100  # of a page without work
 _BATCH_CLAIMS = 50  # taken from one page of candidates before a new place is looked for
 _BATCH_S = 60.0  # for which a page of candidates is worth trying
-_PLACES = 1000  # beginnings of pages that are remembered to start from
+_BATCH_LOSSES = 3  # in a row: others are at the same page, and new listings cost less than races
+_IDLE_PAGES = 10  # of todos in one look of a node that found nothing all around
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +59,23 @@ class Batch:
         self._clock = clock
         self._ends = clock() + _BATCH_S if ids else 0.0
         self._left = _BATCH_CLAIMS
+        self._losses = 0
 
     def pop(self) -> str | None:
         """The next id to try."""
-        if not self._ids or not self._left or self._clock() > self._ends:
+        worn_out = not self._left or self._losses == _BATCH_LOSSES
+        if not self._ids or worn_out or self._clock() > self._ends:
             return None
         return self._ids.pop()
 
-    def count(self) -> None:
-        """Notes that a candidate was won."""
+    def won(self) -> None:
+        """Notes that a candidate was leased."""
         self._left -= 1
+        self._losses = 0
+
+    def lost(self) -> None:
+        """Notes that another node was faster."""
+        self._losses += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,71 +85,130 @@ class _TodoPage:
     last: str  # its last key
 
 
+@dataclass(slots=True)
+class _Round:
+    """A walk once around the queue, and what it saw so far."""
+
+    start: str
+    after: str
+    wrapped: bool = False  # it began again at the beginning
+    counts: Counter[Standing] = field(default_factory=Counter)
+    waits: list[float] = field(default_factory=list)
+
+    def outlook(self) -> Outlook:
+        counts = self.counts
+        return Outlook(
+            todo=counts.total(),
+            held=counts[Standing.HELD],
+            leased=counts[Standing.LEASED],
+            backing_off=counts[Standing.BACKING_OFF],
+            failed=counts[Standing.FAILED],
+            wait_s=min(self.waits, default=None),
+        )
+
+
 class Scan:
-    """Walks the queue once around, page by page, and counts what it sees."""
+    """Walks the queue around, page by page, and counts what it sees."""
 
     def __init__(self, store: Store, layout: Layout, watch: Watch, rng: random.Random) -> None:
         self._store = store
         self._layout = layout
         self._watch = watch
         self._rng = rng
-        self._places = [""]
+        self._places = Places(rng)
         self.outlook = Outlook()
-        self._first = True  # a restarted node looks for its own leases at once
-
-    def place(self) -> str:
-        """A random key to list todos from: nodes that begin apart do not race."""
-        return self._rng.choice(self._places)
+        self._first = (
+            True  # until work was found: a restarted node looks for its own leases at once
+        )
+        self._idle: _Round | None = None  # where an idle node goes on
+        self._claims_are_many = False  # too many to list them whole, this round
 
     async def around(self, held: Container[str]) -> AsyncGenerator[list[str], None]:
-        """Yields the ids to try of one page after the other, shuffled; `outlook` keeps count."""
-        counts: Counter[Standing] = Counter()
-        waits: list[float] = []
-        whole = await self._see_claims("", None)
-        async with aclosing(self._todo_pages()) as pages:
+        """Yields the ids to try of one page after the other, shuffled; `outlook` keeps count.
+
+        After a whole round without any, each call goes on a few pages only.
+        """
+        idle, self._idle = self._idle, None
+        round_ = idle or self._begin()
+        looked, whole = 0, False
+        async with aclosing(self._todo_pages(round_)) as pages:
             async for page in pages:
+                if looked == 1 and not self._claims_are_many:
+                    whole = await self._see_claims("", None)
+                    self._claims_are_many = not whole
                 if not whole:
                     await self._see_claims(page.after, page.last)
-                await self._read_changed(page.ids, held)
-                ripe = []
-                for episode_id in page.ids:
-                    standing, wait_s = self._watch.standing(episode_id, held)
-                    counts[standing] += 1
-                    if standing is Standing.RIPE:
-                        ripe.append(episode_id)
-                    elif wait_s > 0:
-                        waits.append(wait_s)
-                self.outlook = _outlook(counts, waits)
-                self._rng.shuffle(ripe)
-                yield ripe
+                looked += 1
+                ripe = await self._look(page, round_, held)
+                seen = round_.outlook()
+                self.outlook = replace(self.outlook, wait_s=seen.wait_s) if idle else seen
+                if ripe:
+                    idle, self._first = None, False
+                    yield ripe
+                if idle and looked == _IDLE_PAGES:
+                    self._idle = round_
+                    return
         self._watch.forget_old()
-        self._first = False
-        self.outlook = replace(_outlook(counts, waits), complete=True)
+        self._first = self._claims_are_many = False
+        self.outlook = replace(round_.outlook(), complete=True)
+        if not round_.counts[Standing.RIPE]:
+            self._idle = self._begin()
 
-    async def _todo_pages(self) -> AsyncGenerator[_TodoPage, None]:
-        """All pages of todos, from a random place to the end, and from the beginning to there."""
-        start = self.place()
-        for begin, end in ((start, None), ("", start)):
-            if end == "":
-                return
-            after = begin
-            async with aclosing(self._store.list(self._layout.todo, start_after=begin)) as pages:
+    def _begin(self) -> _Round:
+        place = self._places.choose()
+        return _Round(place, place)
+
+    async def _look(self, page: _TodoPage, round_: _Round, held: Container[str]) -> list[str]:
+        """What is to be taken of a page, in random order."""
+        await self._read_changed(page.ids, held)
+        ripe = []
+        for episode_id in page.ids:
+            standing, wait_s = self._watch.standing(episode_id, held)
+            round_.counts[standing] += 1
+            if standing is Standing.RIPE:
+                ripe.append(episode_id)
+            elif wait_s > 0:
+                round_.waits.append(wait_s)
+        self._rng.shuffle(ripe)
+        return ripe
+
+    async def _todo_pages(self, round_: _Round) -> AsyncGenerator[_TodoPage, None]:
+        """The pages of todos that are left of a round: to the end, and from the beginning on."""
+        prefix = self._layout.todo
+        while True:
+            moved = False
+            end = round_.start if round_.wrapped else None
+            async with aclosing(self._store.list(prefix, start_after=round_.after)) as pages:
                 async for page in pages:
+                    if not round_.after and await self._move(page, round_):
+                        moved = True
+                        break
+                    self._places.learn(page)
                     keys = [info.key for info in page if end is None or info.key <= end]
-                    self._learn(page)
-                    ids = [id_ for key in keys if (id_ := id_of(key, self._layout.todo))]
+                    ids = [id_ for key in keys if (id_ := id_of(key, prefix))]
+                    after, round_.after = round_.after, keys[-1] if keys else page[-1].key
                     if ids:
-                        yield _TodoPage(ids, after, keys[-1])
+                        yield _TodoPage(ids, after, round_.after)
                     if len(keys) < len(page):
                         break
-                    after = page[-1].key
+            if not moved:
+                if round_.wrapped or not round_.start:
+                    return
+                round_.wrapped, round_.after = True, ""
 
-    def _learn(self, page: Page) -> None:
-        """A full page's end is a place to start from another time."""
-        if len(page) == PAGE and page[-1].key not in self._places:
-            if len(self._places) == _PLACES:
-                self._places.pop(self._rng.randrange(1, _PLACES))
-            self._places.append(page[-1].key)
+    async def _move(self, page: Page, round_: _Round) -> bool:
+        """Begins a round elsewhere if its first page is the first that this node sees at all:
+        all nodes that started begin there."""
+        if len(page) < PAGE or not self._places.strange:
+            return False
+        self._places.learn(page)
+        for place in self._places.guesses(self._layout.todo, page):
+            async with aclosing(self._store.list(self._layout.todo, start_after=place)) as pages:
+                async for found in pages:
+                    self._places.learn(found)
+                    round_.start = round_.after = place
+                    return True
+        return False
 
     async def _see_claims(self, after: str, last: str | None) -> bool:
         """Lists the claims of the todos behind `after` up to `last`; without `last`, all claims,
@@ -165,13 +237,18 @@ class Scan:
         return True
 
     async def _read_changed(self, ids: Sequence[str], held: Container[str]) -> None:
-        """Reads the claims of which only the etag is known; where other work is at hand, a few."""
+        """Reads claims of which only the etag is known, as far as that may be of use."""
         standings = {id_: self._watch.standing(id_, held)[0] for id_ in ids}
         unread = [id_ for id_, standing in standings.items() if standing is Standing.UNREAD]
-        busy = Standing.RIPE in standings.values() and not self._first
-        if busy and len(unread) > _CHANGED_READ:
-            unread = self._rng.sample(unread, _CHANGED_READ)
-        await for_each(unread, self.read)
+        if Standing.RIPE in standings.values() and not self._first:
+            wanted = self._sample(unread, _READ_BUSY)
+        else:
+            renewed = [id_ for id_ in unread if self._watch.is_likely_renewed(id_)]
+            wanted = [*set(unread).difference(renewed), *self._sample(renewed, _READ_IDLE)]
+        await for_each(sorted(wanted), self.read)
+
+    def _sample(self, ids: list[str], most: int) -> list[str]:
+        return self._rng.sample(ids, min(len(ids), most))
 
     async def read(self, episode_id: str) -> None:
         """Looks at one claim."""
@@ -181,14 +258,3 @@ class Scan:
             self._watch.forget(episode_id)
         else:
             self._watch.see(episode_id, found.etag, parse_claim(episode_id, found.body))
-
-
-def _outlook(counts: Counter[Standing], waits: list[float]) -> Outlook:
-    return Outlook(
-        todo=counts.total(),
-        held=counts[Standing.HELD],
-        leased=counts[Standing.LEASED],
-        backing_off=counts[Standing.BACKING_OFF],
-        failed=counts[Standing.FAILED],
-        wait_s=min(waits, default=None),
-    )

@@ -32,6 +32,7 @@ class Sighting:
     since: float
     last: float
     record: ClaimRecord | None = None
+    changed: bool = False  # it was seen in another state before: most such changes are renewals
 
 
 class Watch:
@@ -52,7 +53,7 @@ class Watch:
         now = self._clock()
         known = self._sightings.get(episode_id)
         if known is None or known.etag != etag:
-            self._sightings[episode_id] = Sighting(etag, now, now, record)
+            self._sightings[episode_id] = Sighting(etag, now, now, record, known is not None)
         else:
             known.last = now
             known.record = record or known.record
@@ -61,6 +62,12 @@ class Watch:
         """Seconds for which a claim has been seen unchanged; infinite if there is none."""
         seen = self._sightings.get(episode_id)
         return self._clock() - seen.since if seen else math.inf
+
+    def is_likely_renewed(self, episode_id: str) -> bool:
+        """Whether a claim that is known by etag alone is probably a lease that goes on."""
+        seen = self._sightings.get(episode_id)
+        fresh = self.stands_for(episode_id) < EXPIRY * self._ttl_s
+        return seen is not None and seen.changed and fresh
 
     def forget(self, episode_id: str) -> None:
         """Notes that a claim is gone, or in a state unknown."""

@@ -221,8 +221,9 @@ async def test_a_task_keeps_its_extra_keys(store: MemoryStore, tmp_path: Path) -
 
 def reads(wire: Wire) -> list[str]:
     """The records that were read to learn whose ids are; not those asked for behind a write."""
-    behind = f"get {LAYOUT.completed}"
-    return [n for n in wire.requests if n.startswith("get ") and not n.startswith(behind)]
+    written = {name.removeprefix("put ") for name in wire.requests if name.startswith("put ")}
+    behind = {f"get {key.replace(LAYOUT.todo, LAYOUT.completed)}" for key in written}
+    return [name for name in wire.requests if name.startswith("get ") and name not in behind]
 
 
 def watched(store: MemoryStore) -> Wire:
