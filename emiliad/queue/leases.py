@@ -135,6 +135,9 @@ class Leases:
         """C1, C2, C3. The todo is read first, so that the claim can hold its keys."""
         if self._watch.standing(episode_id, self._holdings)[0] is not Standing.RIPE:
             return None
+        if not self._batch.fresh and await self._is_taken(episode_id):
+            self._batch.lost()
+            return None
         key = self.layout.todo_key(episode_id)
         flaw = None
         try:
@@ -155,6 +158,17 @@ class Leases:
         except StoreError:
             await self.release(lease.claim)
             raise
+
+    async def _is_taken(self, episode_id: str) -> bool:
+        """Whether somebody claimed a task since it was listed: to ask costs less than to race."""
+        if self._watch.get(episode_id) is not None:
+            return False
+        try:
+            found = await self.store.head(self.layout.claim_key(episode_id))
+        except NotFound:
+            return False
+        self._watch.see(episode_id, found.etag)
+        return True
 
     def _proposed(self, task: TaskRef) -> Lease:
         seen = self._watch.get(task.episode_id)

@@ -27,9 +27,10 @@ _CLAIM_PAGES = 10  # if all claims fit these, they are listed whole, else beside
 _READ_BUSY = 4  # in a look that found work, of the claims beside it
 _READ_IDLE = 100  # of a page without work
 _BATCH_CLAIMS = 50  # taken from one page of candidates before a new place is looked for
-_BATCH_S = 60.0  # for which a page of candidates is worth trying
+_BATCH_S = 300.0  # for which a page of candidates is worth trying; races that are lost end it too
+_BATCH_FRESH_S = 2.0  # for which claims are as they were listed, more or less
 _BATCH_LOSSES = 3  # in a row: others are at the same page, and new listings cost less than races
-_IDLE_PAGES = 10  # of todos in one look of a node that found nothing all around
+_IDLE_PAGES = 5  # of todos in one look of a node that found nothing all around
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,25 @@ class Batch:
     def __init__(self, ids: list[str], clock: Callable[[], float]) -> None:
         self._ids = ids
         self._clock = clock
-        self._ends = clock() + _BATCH_S if ids else 0.0
+        self._began = clock()
         self._left = _BATCH_CLAIMS
         self._losses = 0
 
     def pop(self) -> str | None:
         """The next id to try."""
         worn_out = not self._left or self._losses == _BATCH_LOSSES
-        if not self._ids or worn_out or self._clock() > self._ends:
+        if not self._ids or worn_out or self._age_s > _BATCH_S:
             return None
         return self._ids.pop()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its candidates were listed just now."""
+        return self._age_s < _BATCH_FRESH_S
+
+    @property
+    def _age_s(self) -> float:
+        return self._clock() - self._began
 
     def won(self) -> None:
         """Notes that a candidate was leased."""
@@ -121,7 +131,7 @@ class Scan:
             True  # until work was found: a restarted node looks for its own leases at once
         )
         self._idle: _Round | None = None  # where an idle node goes on
-        self._claims_are_many = False  # too many to list them whole, this round
+        self._claims_are_many = False  # too many to list them whole, while there is no work
 
     async def around(self, held: Container[str]) -> AsyncGenerator[list[str], None]:
         """Yields the ids to try of one page after the other, shuffled; `outlook` keeps count.
@@ -133,7 +143,8 @@ class Scan:
         looked, whole = 0, False
         async with aclosing(self._todo_pages(round_)) as pages:
             async for page in pages:
-                if looked == 1 and not self._claims_are_many:
+                # All claims at once are dearer than those beside one page, cheaper than many such.
+                if looked == (0 if idle else 1) and not self._claims_are_many:
                     whole = await self._see_claims("", None)
                     self._claims_are_many = not whole
                 if not whole:
@@ -143,13 +154,13 @@ class Scan:
                 seen = round_.outlook()
                 self.outlook = replace(self.outlook, wait_s=seen.wait_s) if idle else seen
                 if ripe:
-                    idle, self._first = None, False
+                    idle, self._first, self._claims_are_many = None, False, False
                     yield ripe
                 if idle and looked == _IDLE_PAGES:
                     self._idle = round_
                     return
         self._watch.forget_old()
-        self._first = self._claims_are_many = False
+        self._first = False
         self.outlook = replace(round_.outlook(), complete=True)
         if not round_.counts[Standing.RIPE]:
             self._idle = self._begin()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 
 import anyio
@@ -61,6 +61,9 @@ class Sweeper:
         self._watch = Watch(owner=OWNER, ttl_s=ttl_s, clock=clock)
         self._stamp = Stamper(OWNER, self._patience.rng, wall)
         self._done: Counter[str] = Counter()
+        # Failed tasks that need no second look while neither claim nor dead letter changes:
+        self._whole: set[str] = set()  # the todo and the letter are there
+        self._open: set[str] = set()  # no commit is there
 
     async def sweep_once(self) -> dict[str, int]:
         """Mends what it finds and says how often it did what. A busy store ends it early."""
@@ -68,14 +71,18 @@ class Sweeper:
         try:
             claims = await self._see_claims()
             await for_each(self._sample(await self._ids_with_packs()), self._finish)
-            await for_each(self._sample(claims), self._mend_claim)
-            await for_each(self._sample(await self._dead_letters()), self._mend_dead_letter)
+            letters = set(await self._dead_letters())
+            still = {id_ for id_, stands in claims.items() if stands}
+            self._whole &= still & letters
+            self._open &= letters - (claims.keys() - still)
+            await for_each(self._sample(still - self._whole), self._mend_claim)
+            await for_each(self._sample(letters - self._open), self._mend_dead_letter)
         except (Ambiguous, Throttled) as error:
             _log.warning("store.busy", reason=str(error))
         return dict(self._done)
 
-    def _sample(self, ids: list[str]) -> list[str]:
-        return self._patience.rng.sample(ids, min(len(ids), _LOOKS))
+    def _sample(self, ids: Collection[str]) -> list[str]:
+        return self._patience.rng.sample(sorted(ids), min(len(ids), _LOOKS))
 
     async def _keys(self, prefix: str) -> list[tuple[str, str]]:
         """The keys under a prefix, with their etags."""
@@ -85,12 +92,12 @@ class Sweeper:
                 found += [(info.key, info.etag) for info in page]
         return found
 
-    async def _see_claims(self) -> list[str]:
-        """The ids whose claims have stood still for long."""
+    async def _see_claims(self) -> dict[str, bool]:
+        """The ids that are claimed, and whether their claims have stood still for long."""
         listed = await self._keys(self._layout.claims)
         etags = {id_: etag for key, etag in listed if (id_ := id_of(key, self._layout.claims))}
         self._watch.see_range(etags)
-        return [episode_id for episode_id in etags if self._still(episode_id)]
+        return {episode_id: self._still(episode_id) for episode_id in etags}
 
     def _still(self, episode_id: str) -> bool:
         return self._watch.stands_for(episode_id) >= EXPIRY * self._ttl_s
@@ -136,6 +143,7 @@ class Sweeper:
         if not await self._exists(key):
             await self._store.put(key, record.dead_letter())
             self._done["dead_letters_written"] += 1
+        self._whole.add(record.task.episode_id)
 
     async def _put_todo_again(self, record: ClaimRecord) -> None:
         """The claim is the only trace of its task: old scripts claimed by deleting the todo."""
@@ -161,6 +169,7 @@ class Sweeper:
             return
         record = await self._claim(episode_id)
         if record is None or record.state is State.FAILED:
+            self._open.add(episode_id)
             return  # the old scripts' dead letters have no claim
         await self._store.delete(self._layout.failed_key(episode_id))
         self._done["dead_letters_deleted"] += 1

@@ -279,3 +279,21 @@ async def test_retry_restores_a_todo_that_was_lost(store: MemoryStore, tmp_path:
     assert await retry(store, LAYOUT, ["one"]) == [("one", Retried.REQUEUED)]
     await node.finish_all()
     verify_all_done(store, {"one"})
+
+
+async def test_dead_letters_are_looked_at_once(store: MemoryStore, tmp_path: Path) -> None:
+    """Ours and old ones cost no reads at each sweep, until something about them changes."""
+    put_todo(store, "one")
+    wire = Wire(store, lambda *_: None)
+    node = Node(wire, tmp_path)
+    await node.leases.fail(await node.take(), BAD)
+    store.objects[LAYOUT.failed_key("old")] = old_json("old")
+    await sweep_late(node)
+    wire.requests.clear()
+    assert await sweep_late(node) == {}
+    assert {name.split()[0] for name in wire.requests} == {"list"}
+    del store.objects[LAYOUT.failed_key("one")]
+    assert await node.sweeper.sweep_once() == {"dead_letters_written": 1}
+    claim = ClaimRecord(task("one"), State.FREE, nonce="another")
+    store.objects[LAYOUT.claim_key("one")] = claim.body()
+    assert await node.sweeper.sweep_once() == {"dead_letters_deleted": 1}

@@ -1,0 +1,225 @@
+"""Measures the queue: how fast it is filled, found and claimed from, and what requests cost.
+
+    python -m ops.bench.queue [--store URL] [--objects N] [--claims M]
+    python -m ops.bench.queue --costs
+    python -m ops.bench.queue --listing
+
+The first fills a store with N raw files, runs `emiliad enqueue` on it twice and claims M tasks in a
+process of its own; the default store is a directory that is removed again. Those settings that the
+store needs come from the environment. The second counts requests over runs of the queue's own code
+on a store in memory. The third compares ways to list, with a round trip of 50 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+from rich.console import Console
+from rich.table import Table
+
+from emiliad.bucket import opened
+from emiliad.config import Settings
+from emiliad.parallel import for_each
+from emiliad.queue.enqueue import enqueue
+from emiliad.queue.leases import Leases
+from emiliad.queue.ranges import walk
+from emiliad.store import PAGE
+from ops.bench.costs import LAYOUT, MONTH_S, TTL_S, Bill, Idle, dollars, idle, whole_run
+from ops.bench.stores import SortedStore
+
+FOLDERS = ("de", "en", "fr", "zh")
+NODES = 500
+LOOK_S = 45.0  # between two looks of an idle node, on average
+SWEEP_S = 0.9 * TTL_S  # between two sweeps, on average
+EXTRA_PAGES = 1.4  # requests for a page when sixteen listers share the work
+ROUND_TRIP_S = 0.05
+_console = Console(width=110)
+
+
+def main() -> None:
+    """Prints tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--store", metavar="URL", help="default: a new directory")
+    parser.add_argument("--objects", type=int, default=100_000, metavar="N")
+    parser.add_argument("--claims", type=int, default=2_000, metavar="M")
+    parser.add_argument("--costs", action="store_true", help="count requests")
+    parser.add_argument("--listing", action="store_true", help="compare ways to list")
+    parser.add_argument("--claimer", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.costs:
+        anyio.run(_costs)
+    elif asked.listing:
+        anyio.run(_listing, asked.objects)
+    elif asked.claimer:
+        anyio.run(_claim, asked.claims)
+    else:
+        with tempfile.TemporaryDirectory() as room:
+            store = asked.store or (Path(room) / "bucket").as_uri()
+            _speed(store, Path(room), asked.objects, asked.claims)
+
+
+def _speed(store: str, room: Path, objects: int, claims: int) -> None:
+    os.environ |= {"STORE_URL": store, "SCRATCH_DIR": str(room / "scratch")}
+    anyio.run(_fill, objects)
+    table = Table("step", "seconds", "a second", "peak memory", title=f"{objects:,} raw files")
+    scans = ("enqueue", "enqueue again")
+    for name in scans:
+        seconds, mib, _ = _measured("-m", "emiliad", "enqueue")
+        table.add_row(name, f"{seconds:.1f}", f"{objects / seconds:,.0f}", f"{mib:.0f} MiB")
+    arguments = ("-m", "ops.bench.queue", "--claimer", "--claims", str(claims))
+    _, mib, said = _measured(*arguments)
+    first, rest = map(float, said.split())
+    table.add_row("first claim, from the start of the process", f"{first:.2f}", "", "")
+    table.add_row(
+        f"{claims:,} more claims", f"{rest:.1f}", f"{claims / rest:,.0f}", f"{mib:.0f} MiB"
+    )
+    _console.print(table)
+
+
+def _measured(*arguments: str) -> tuple[float, float, str]:
+    """Seconds, peak MiB and the output of a Python process."""
+    start = time.monotonic()
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        said = run.stdout.read()
+        _, status, usage = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {run.returncode}")
+    return time.monotonic() - start, usage.ru_maxrss / 1024, said
+
+
+async def _fill(objects: int) -> None:
+    """Puts raw files, spread over folders as people do it."""
+    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
+
+        async def put(number: int) -> None:
+            folder = f"{FOLDERS[number % len(FOLDERS)]}/show {number % 97:02}"
+            await bucket.store.put(f"{bucket.layout.raw}{folder}/ep_{number:07}.mp3", b"audio")
+
+        await for_each(range(objects), put, at_once=64)
+
+
+async def _claim(claims: int) -> None:
+    """Prints the seconds to the first claim, and those that the others took."""
+    start = time.time() - _age_s()
+    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
+        leases = Leases(bucket.store, bucket.layout, owner="bench")
+        assert await leases.next() is not None
+        first = time.time()
+        for _ in range(claims):
+            assert await leases.next() is not None
+        print(first - start, time.time() - first)
+
+
+def _age_s() -> float:
+    """Seconds since this process was started."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+async def _listing(objects: int) -> None:
+    names = [
+        f"{LAYOUT.raw}{FOLDERS[number % 4]}/show {number % 97:02}/ep_{number:07}.mp3"
+        for number in range(objects)
+    ]
+    store = SortedStore(ROUND_TRIP_S)
+    store.fill(names, b"audio")
+    table = Table("listers", "seconds", "keys a second", title=f"{objects:,} keys, 50 ms a request")
+    for listers in (1, 4, 16):
+        start = time.monotonic()
+        await walk(store, LAYOUT.raw, lambda _: None, listers=listers)
+        seconds = time.monotonic() - start
+        table.add_row(str(listers), f"{seconds:.1f}", f"{objects / seconds:,.0f}")
+    _console.print(table)
+    for listers in (1, 16):
+        start = time.monotonic()
+        report = await enqueue(store, LAYOUT, dry_run=True, listers=listers)
+        seconds = time.monotonic() - start
+        _console.print(f"dry run, {listers} listers: {report.created:,} files in {seconds:.1f} s")
+
+
+async def _costs() -> None:
+    small = await whole_run(tasks=100, nodes=4)
+    large = await whole_run(tasks=4_000, nodes=20, waiting=16_000)
+    _console.print(_per_task((small, "100 tasks, 4 nodes"), (large, "4,000 of 20,000, 20 nodes")))
+    _console.print(
+        _per_month(large, {failed: await idle(failed=failed) for failed in (0, 100, 2_500)})
+    )
+
+
+PARTS = {  # of a task: what is counted for it
+    "claim, renewals": ("put processing_in_progress",),
+    "pack": ("upload processing_outputs",),
+    "commit": ("put processing_completed",),
+    "published objects": ("upload processed",),
+    "listing of the outputs": ("list processed",),
+    "listing of todos and claims": ("list processing_todo", "list processing_in_progress"),
+    "reads of todos": ("get processing_todo",),
+    "reads of claims": ("get processing_in_progress", "head processing_in_progress"),
+    "looks for a commit": ("head processing_completed", "get processing_completed"),
+    "sweep": ("list processing_failed", "list processing_outputs"),
+}
+
+
+def _per_task(*runs: tuple[Bill, str]) -> Table:
+    """What is not in the parts is the producer's share, which is counted in a scan's own row."""
+    table = Table("of one task", *(name for _, name in runs), title="requests of a task")
+    for part, names in PARTS.items():
+        counts = (sum(bill.counts[name] for name in names) / bill.tasks for bill, _ in runs)
+        table.add_row(part, *(f"{count:.2f}" for count in counts))
+    table.add_section()
+    rows = {
+        "class A": [bill.class_a / bill.tasks for bill, _ in runs],
+        "of it published objects": [bill.published / bill.tasks for bill, _ in runs],
+        "of it renewals": [bill.renewals / bill.tasks for bill, _ in runs],
+        "the queue's own class A": [bill.own_class_a for bill, _ in runs],
+        "class B": [bill.class_b / bill.tasks for bill, _ in runs],
+    }
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.2f}" for value in values))
+    costs = (dollars(bill.own_class_a, bill.class_b / bill.tasks) * 1e6 for bill, _ in runs)
+    table.add_row("dollars for a million of these", *(f"{cost:.2f}" for cost in costs))
+    return table
+
+
+def _per_month(bill: Bill, idles: Mapping[int, Idle]) -> Table:
+    table = Table("what", "class A", "class B", "dollars", title="at $4.50 and $0.36 a million")
+
+    def add(name: str, class_a: float, class_b: float) -> None:
+        table.add_row(
+            name, f"{class_a:,.0f}", f"{class_b:,.0f}", f"{dollars(class_a, class_b):,.2f}"
+        )
+
+    million = 1_000_000
+    add(
+        "1 M tasks, the queue's own",
+        bill.own_class_a * million,
+        bill.class_b / bill.tasks * million,
+    )
+    add("their todos, put by a scan of 1 M files", million + 2 * million / PAGE, 0)
+    add("a scan that finds 1 M completed", 2 * million / PAGE * EXTRA_PAGES, 1)
+    add("1 M published objects", million, 0)
+    add("1 M renewals", million, 0)
+    for failed, cost in idles.items():
+        looks, sweeps = NODES * MONTH_S / LOOK_S, NODES * MONTH_S / SWEEP_S
+        name = f"{NODES} nodes, a month of looking at an empty queue"
+        add(
+            name + (f" with {failed:,} dead letters" if failed else ""),
+            cost.look_a * looks + cost.sweep_a * sweeps,
+            cost.look_b * looks + cost.sweep_b * sweeps,
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
