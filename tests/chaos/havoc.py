@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.emiliad.fault_proxy import Exchange, Fault, FaultProxy
-from tests.emiliad.rig import Daemon
+from tests.emiliad.rig import Daemon, wait_until
 from tests.emiliad.s3_rig import S3Bucket
 
 TTL_S = 4.0
@@ -56,6 +56,7 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
     frozen_until: float | None = None
     log: Path = field(init=False)
+    started_at: int = 0  # bytes of the log before this start
 
     def __post_init__(self) -> None:
         self.log = self.bucket.root / f"{self.name}.log"
@@ -72,6 +73,7 @@ class Node:
             DRAIN_TIMEOUT_S="2",
         )
         with self.log.open("a") as log:
+            self.started_at = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "emiliad", "run"],
                 cwd=self.bucket.root,
@@ -102,9 +104,10 @@ class Node:
             self.start()
 
     def end(self) -> int:
-        """Drains; the exit code."""
+        """Drains, once it is up; the exit code."""
         assert self.process is not None
         self.thaw()
+        wait_until(lambda: b"executor.ready" in self.log.read_bytes()[self.started_at :])
         self.signal(signal.SIGTERM)
         return self.process.wait(60)
 
