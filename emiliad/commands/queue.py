@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -21,7 +21,7 @@ from emiliad.queue import retry as again
 from emiliad.queue.overview import Overview, Reader
 from emiliad.queue.ranges import LISTERS
 
-_WATCH_S = 2.0  # seconds between two looks of `status --watch`
+_WATCH_S = 2.0  # seconds between two looks of `status --watch`, at least
 _console = Console(stderr=True)
 
 
@@ -47,16 +47,20 @@ def _in_words(report: scan.EnqueueReport, *, dry_run: bool) -> str:
 async def _enqueue(config: Config, dry_run: bool, limit: int | None) -> scan.EnqueueReport:
     async with opened(config) as bucket:
         with scan_progress(_console) as show:
-            # A directory is listed by the processor, not by waiting: one lister is enough for it.
             return await scan.enqueue(
                 bucket.store,
                 bucket.layout,
                 dry_run=dry_run,
                 limit=limit,
                 on_progress=show,
-                listers=1 if config.store_url.startswith("file:") else LISTERS,
+                listers=_listers(config),
                 scratch=config.scratch_dir,
             )
+
+
+def _listers(config: Config) -> int:
+    """A directory is listed by the processor, not by waiting: one lister is enough for it."""
+    return 1 if config.store_url.startswith("file:") else LISTERS
 
 
 def status(settings: Settings, *, as_json: bool, watch: bool) -> int:
@@ -67,7 +71,9 @@ def status(settings: Settings, *, as_json: bool, watch: bool) -> int:
 
 async def _status(config: Config, as_json: bool, watch: bool) -> None:
     async with opened(config) as bucket:
-        reader = Reader(bucket.store, bucket.layout, ttl_s=config.lease_ttl_s)
+        reader = Reader(
+            bucket.store, bucket.layout, ttl_s=config.lease_ttl_s, listers=_listers(config)
+        )
         if as_json:
             await _print_json(reader, watch)
         elif watch:
@@ -77,19 +83,24 @@ async def _status(config: Config, as_json: bool, watch: bool) -> None:
 
 
 async def _print_json(reader: Reader, watch: bool) -> None:
-    while True:
-        overview = await reader.overview()
+    async for overview in _looks(reader):
         print(json.dumps(asdict(overview) | {"in_progress": overview.in_progress}), flush=True)
         if not watch:
             return
-        await anyio.sleep(_WATCH_S)
 
 
 async def _watch(reader: Reader) -> None:
-    with Live(_table(await reader.overview()), console=_console) as live:
-        while True:
-            await anyio.sleep(_WATCH_S)
-            live.update(_table(await reader.overview()))
+    with Live(console=_console) as live:
+        async for overview in _looks(reader):
+            live.update(_table(overview))
+
+
+async def _looks(reader: Reader) -> AsyncGenerator[Overview, None]:
+    """One look after the other; where looking takes long, half of the time at most."""
+    while True:
+        begun = anyio.current_time()
+        yield await reader.overview()
+        await anyio.sleep(max(_WATCH_S, anyio.current_time() - begun))
 
 
 def _table(overview: Overview) -> Table:
