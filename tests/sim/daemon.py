@@ -26,6 +26,7 @@ _STOP_S = 5.0  # that handing back the leases may take at the end
 _HEEDING = (
     0.5  # share of executions that end when their lease is lost; the others commit all the same
 )
+POISON = "/t0.mp3"  # how the keys of files that kill end
 _CRASH = Failure("crash", "the executor died")
 _BAD = Failure("bad_audio", "no sound in it", retriable=False)
 
@@ -136,6 +137,9 @@ class Daemon:
     async def _try(self, claim: Claim, number: int) -> Outcome:
         lost = self.leases.lost(claim)
         await self.process.rest(self._rng.uniform(*self._plan.work_s))
+        if self._plan.poison and claim.task.audio_key.endswith(POISON):
+            self.process.kill("is killed by a file")
+            await self.process.rest(0.0)
         if lost.is_set() and self._rng.random() < _HEEDING:
             return Outcome.LOST
         if self._rng.random() < self._observer.failing:

@@ -249,7 +249,7 @@ class Wire:
         network, process = self._network, self._process
         fate = network.weather.draw(network.rng, write=write)
         if fate is Fate.KILLED_BEFORE:
-            process.kill()
+            process.kill(fate)
         await process.rest(self._latency_s())
         if fate in (Fate.LATE, Fate.ECHO):
             network.land_later(process.name, what, request)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
+from typing import Any
 
+from emiliad.errors import BadTask
 from emiliad.queue.claims import State, parse_claim
+from emiliad.queue.tasks import lenient_task, parse_object
 from tests.emiliad.queue_kit import LAYOUT, ids
 from tests.sim.bucket import Bucket, Violation
 
@@ -24,16 +27,22 @@ def failed(bucket: Bucket) -> set[str]:
     }
 
 
-def audio_of(bucket: Bucket, prefix: str) -> set[str]:
-    """The audio keys that the records under a prefix name."""
-    bodies = [body for key, body in bucket.objects.items() if key.startswith(prefix)]
-    return {str(json.loads(body).get("audio_key")) for body in bodies}
+def audio_of(bucket: Bucket, *prefixes: str) -> set[str]:
+    """The audio keys that the records under some prefixes name."""
+    bodies = [body for key, body in bucket.objects.items() if key.startswith(prefixes)]
+    return {lenient_task("", _content(body)).audio_key for body in bodies}
+
+
+def _content(body: bytes) -> dict[str, Any]:
+    with suppress(BadTask):
+        return parse_object("", body)
+    return {}
 
 
 def judge_promises(bucket: Bucket, promised: set[str]) -> None:
-    """No task is lost: every file that an `enqueue` said to be in the queue has come to an end."""
-    records = (LAYOUT.completed, LAYOUT.claims, LAYOUT.failed)
-    lost = promised.difference(*(audio_of(bucket, prefix) for prefix in records))
+    """No task is lost: a file that an `enqueue` said to be in the queue is in it, or done."""
+    records = (LAYOUT.todo, LAYOUT.claims, LAYOUT.completed, LAYOUT.failed)
+    lost = promised - audio_of(bucket, *records)
     if lost:
         raise Violation(f"lost: {sorted(lost)}")
 
@@ -44,7 +53,7 @@ def judge_end(bucket: Bucket, old_letters: set[str]) -> None:
     `old_letters`: dead letters of the old scripts, which have neither claim nor todo.
     """
     dead, done = failed(bucket), ids(bucket, LAYOUT.completed)
-    ended = audio_of(bucket, LAYOUT.completed) | audio_of(bucket, LAYOUT.failed)
+    ended = audio_of(bucket, LAYOUT.completed, LAYOUT.failed)
     raw = {key for key in bucket.objects if key.startswith(LAYOUT.raw)}
     packs = {
         key.removeprefix(LAYOUT.outputs).partition("/")[0]

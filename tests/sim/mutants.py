@@ -45,6 +45,16 @@ def rough(plan: Plan) -> Plan:
     return dataclasses.replace(plan, ttl_s=0.0, wire=0.15, deadly=0.005, exclusive=False)
 
 
+def lossy(plan: Plan) -> Plan:
+    """Answers get lost again and again, and requests are repeated."""
+    return dataclasses.replace(plan, wire=0.4, deadly=0.0, tries=6, freezes=False, exclusive=False)
+
+
+def terse(plan: Plan) -> Plan:
+    """Each request is tried once or twice, so its fate is often unknown."""
+    return dataclasses.replace(rough(plan), wire=0.3, tries=2, deadly=0.0)
+
+
 def old(plan: Plan) -> Plan:
     """A bucket of the old scripts, whose claims have no todo."""
     return dataclasses.replace(plan, old_scripts=True)
@@ -208,8 +218,8 @@ MUTANTS = (
     Mutant("todo deleted before publication", todo_deleted_before_publication, rough),
     Mutant("publication before the commit", publication_before_commit, rough),
     Mutant("publication believed without a look", publication_believed, rough),
-    Mutant("412 believed without reading back", refusal_believed, rough),
-    Mutant("pack deleted after an unknown commit", pack_deleted_after_unknown_commit, rough),
+    Mutant("412 believed without reading back", refusal_believed, lossy),
+    Mutant("pack deleted after an unknown commit", pack_deleted_after_unknown_commit, terse),
     Mutant("takeover without compare-and-swap", takeover_without_cas, crowded),
     Mutant("orphaned claim deleted by the sweep", orphaned_claim_deleted, old),
     Mutant("expiry by wall clock", expiry_by_wall_clock, crowded),

@@ -18,6 +18,7 @@ from emiliad.stores.patient import PatientStore
 from tests.emiliad.queue_kit import LAYOUT, WALL_S
 from tests.sim.bucket import Bucket
 from tests.sim.faults import Network, Process, Wire
+from tests.sim.judge import judge_promises
 from tests.sim.plan import Plan
 
 SOUND = b"sound"
@@ -47,8 +48,11 @@ def furnish(bucket: Bucket, plan: Plan, rng: random.Random) -> None:
 
 
 def _raw_files(plan: Plan) -> list[str]:
-    """The first and the last have the same name, so one of them gets an id with a hash."""
-    names = [f"en/t{number}" for number in range(plan.files - 1)] + ["de/t0"]
+    """Two have the same name, or each has its twin; only one of them can have the plain id."""
+    if plan.twins:
+        names = [f"{('en', 'de')[number % 2]}/t{number // 2}" for number in range(plan.files)]
+    else:
+        names = [f"en/t{number}" for number in range(plan.files - 1)] + ["de/t0"]
     return [f"{LAYOUT.raw}{name}.mp3" for name in names]
 
 
@@ -88,6 +92,7 @@ class Operators:
             files = {key for key in self._bucket.objects if key.startswith(LAYOUT.raw)}
             await enqueue(store, LAYOUT, patience=patience)
             self.promised |= files
+            judge_promises(self._bucket, files)
 
         for number in itertools.count():
             await self._run(f"{name}.{number}", command)

@@ -6,6 +6,7 @@ import dataclasses
 import random
 from dataclasses import dataclass
 
+from emiliad.queue.leases import LOST_LIMIT
 from tests.sim.faults import LATEST_S
 
 
@@ -32,6 +33,8 @@ class Plan:
     wall_error_s: float = 7200.0  # by which their wall clocks may be wrong
     exclusive: bool = False  # whether faults are so mild that no work may be done twice at a time
     old_scripts: bool = True  # whether the bucket was used by them
+    twins: bool = False  # whether each file has another of its name, and so of its id at first
+    poison: bool = False  # whether two files kill every process that works on them
 
     @property
     def bound_s(self) -> float:
@@ -39,17 +42,24 @@ class Plan:
 
         The last stray requests land; every lease of a dead owner expires; then each task makes all
         its attempts one after the other, each after its longest wait, on a slow clock, and each
-        time all nodes are busy with all the others.
+        time all nodes are busy with all the others. Files that kill end after so many lives.
         """
         slowest = 1 / self.rates[0]
         expiry_s = 2 * 1.1 * self.ttl_s * slowest + 60.0
         wait_s = (self.backoff_s * 2.0**self.max_attempts + 120.0) * slowest
+        lives = 2 * LOST_LIMIT * (expiry_s + self.work_s[1]) if self.poison else 0.0
         rounds = self.max_attempts * (1 + 2 * self.files / self.nodes)
-        return LATEST_S + expiry_s + self.max_attempts * wait_s + rounds * (self.work_s[1] + 60.0)
+        return (
+            LATEST_S
+            + expiry_s
+            + lives
+            + self.max_attempts * wait_s
+            + rounds * (self.work_s[1] + 60.0)
+        )
 
 
 def plan_of(seed: int) -> Plan:
-    """The plan of a seed. One in eight is mild, so that wasted work shows."""
+    """The plan of a seed. Some are mild, so that wasted work shows."""
     rng = random.Random(f"plan {seed}")
     plan = Plan(
         seed,
@@ -65,8 +75,17 @@ def plan_of(seed: int) -> Plan:
         doom_s=rng.choice((40.0, 120.0, 1000.0)),
         failing=rng.choice((0.0, 0.1, 0.4)),
         old_scripts=rng.random() < 0.3,
+        twins=rng.random() < 0.15,
     )
-    return mild(plan) if rng.random() < 0.125 else plan
+    kind = rng.random()
+    if kind < 0.125:
+        return mild(plan)
+    return poisoned(plan) if kind < 0.175 else plan
+
+
+def poisoned(plan: Plan) -> Plan:
+    """Two files kill who works on them. Short leases, for ten of them end this way."""
+    return dataclasses.replace(plan, ttl_s=20.0, poison=True, twins=False)
 
 
 def mild(plan: Plan) -> Plan:

@@ -74,27 +74,27 @@ async def test_an_id_taken_at_the_last_moment_is_not_mistaken_for_ones_own() -> 
     """Two scans at once give two files of one name the same id; the slower one takes another."""
 
     async def enqueue_one() -> None:
-        put_todo(meddled, "one", ONE)
+        put_todo(bucket, "one", ONE)
 
-    meddled = Meddled(enqueue_one)
-    meddled.objects[OTHER] = b"sound"
-    report = await enqueue(meddled, LAYOUT)
+    bucket = Meddled(enqueue_one)
+    bucket.objects[OTHER] = b"sound"
+    report = await enqueue(bucket, LAYOUT)
     assert (report.created, report.existing) == (1, 0)
-    assert content(meddled, LAYOUT.todo_key("one"))["audio_key"] == ONE
-    assert content(meddled, LAYOUT.todo_key(hashed_id(OTHER)))["audio_key"] == OTHER
+    assert content(bucket, LAYOUT.todo_key("one"))["audio_key"] == ONE
+    assert content(bucket, LAYOUT.todo_key(hashed_id(OTHER)))["audio_key"] == OTHER
 
 
 async def test_a_todo_under_a_finished_id_is_not_the_only_one(tmp_path: Path) -> None:
     """Whoever finished that id may delete its todo once more, whatever it is about by then."""
 
     async def finish_one() -> None:
-        put_todo(meddled, "one", ONE)
-        node = Node(meddled, tmp_path)
+        put_todo(bucket, "one", ONE)
+        node = Node(bucket, tmp_path)
         await node.work(await node.take())
 
-    meddled = Meddled(finish_one)
-    meddled.objects[OTHER] = b"sound"
-    report = await enqueue(meddled, LAYOUT)
+    bucket = Meddled(finish_one)
+    bucket.objects[OTHER] = b"sound"
+    report = await enqueue(bucket, LAYOUT)
     assert report.created == 1
-    await meddled.delete(LAYOUT.todo_key("one"))  # of the publisher's: it was repeated, and late
-    assert content(meddled, LAYOUT.todo_key(hashed_id(OTHER)))["audio_key"] == OTHER
+    await bucket.delete(LAYOUT.todo_key("one"))  # of the publisher's: it was repeated, and late
+    assert content(bucket, LAYOUT.todo_key(hashed_id(OTHER)))["audio_key"] == OTHER

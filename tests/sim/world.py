@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import math
 import random
@@ -26,6 +27,7 @@ from tests.sim.judge import judge_end, judge_promises, unrest
 from tests.sim.operators import Operators, furnish
 from tests.sim.plan import Plan
 
+_MEMORY = Path("/dev/shm")  # files in memory, where there is such a thing
 _LOOK_S = 5.0  # between two looks at whether all has ended
 _ROUNDS = 8  # of the caretaker, at most
 _UPTIME_S = 1e6  # of machines, at most: monotonic clocks begin anywhere
@@ -52,7 +54,8 @@ class Report:
 
 def run(plan: Plan) -> Report:
     """Runs a world to its end, or to the first violation of an invariant."""
-    with tempfile.TemporaryDirectory() as scratch, structlog.testing.capture_logs():
+    memory = _MEMORY if _MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as scratch, structlog.testing.capture_logs():
         return loop.run(_run(plan, Path(scratch)))
 
 
@@ -161,7 +164,7 @@ class World:
         """Another enqueue, and one node that outlives its TTL: nothing may be left after it."""
         process = self._process("caretaker")
         await enqueue(Wire(self._network, process), LAYOUT)
-        daemon = self._daemon(process, "caretaker")
+        daemon = self._daemon(process, "caretaker", dataclasses.replace(self.plan, poison=False))
         for _ in range(_ROUNDS):
             while (claim := await daemon.leases.next()) is not None:
                 await daemon.attempt(claim)
@@ -178,7 +181,7 @@ class World:
         owner = f"node-{number}"
         for generation in itertools.count():
             process = self._process(f"{owner}.{generation}", self._rng.uniform(*self.plan.rates))
-            daemon = self._daemon(process, owner)
+            daemon = self._daemon(process, owner, self.plan)
             daemon.start()
             await self._doom(daemon)
             await process.gone()
@@ -191,13 +194,13 @@ class World:
         self._processes.append(process)
         return process
 
-    def _daemon(self, process: Process, owner: str) -> Daemon:
+    def _daemon(self, process: Process, owner: str, plan: Plan) -> Daemon:
         error_s = self._rng.uniform(-1.0, 1.0) * self.plan.wall_error_s
         return Daemon(
             process,
             Wire(self._network, process),
             owner=owner,
-            plan=self.plan,
+            plan=plan,
             rng=self._rng,
             scratch=self._scratch,
             observer=self,
@@ -229,6 +232,8 @@ class World:
             if life.done():
                 life.result()
         for process in self._processes:
+            if isinstance(process.crash, Violation):
+                raise process.crash
             if process.crash is not None:
                 raise Violation(f"{process.name} crashed: {process.crash!r}") from process.crash
         if self._bucket.violation is not None:
