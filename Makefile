@@ -9,7 +9,7 @@ export MODELS_DIR
 PURE := pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format models clean
+.PHONY: help demo test lint format chaos bench models clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,12 @@ lint: $(VENV)/.test  ## formatting, lint, types, layers, spelling
 format: $(VENV)/.test  ## put the code in its standard form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+chaos: $(VENV)/.test  ## the long chaos test: 300 tasks, an outage of a minute
+	CHAOS_TASKS=300 CHAOS_OUTAGE_S=60 $(BIN)/python -m pytest -s tests/chaos
+
+bench: $(VENV)/.cpu models  ## what each stage costs on this machine
+	MODELS=$${MODELS:-demo} $(BIN)/python -m emiliad bench
 
 models: $(VENV)/.cpu  ## fetch and check the demo's models
 	@MODELS=demo $(BIN)/python -m emiliad models pull

@@ -7,22 +7,38 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from emiliad.config import Config
+from emiliad.patience import SAME_KEY_SPACING_S
 from emiliad.queue.tasks import Layout
-from emiliad.store import Store
-from emiliad.stores import open_store
+from emiliad.store import Observe, Store, Transferred
+from emiliad.stores import is_remote, open_store
 from emiliad.stores.patient import PatientStore
+from emiliad.stores.r2 import R2
+
+UPLOADERS = 4  # episodes whose outputs a daemon uploads at the same time
+_OTHER_REQUESTS = 32  # beside those uploads: downloads, renewals, the sweep
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Where the audio, the queue and the outputs are."""
+    """Where the audio, the queue and the outputs are.
+
+    `remote`: behind a network, so that it is to be probed before it is trusted.
+    """
 
     store: Store
     layout: Layout
+    remote: bool = False
+
+    @property
+    def write_spacing_s(self) -> float:
+        """Seconds between two writes to one claim that the store asks for."""
+        return SAME_KEY_SPACING_S if self.remote else 0.0
 
 
 @asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Bucket]:
+async def opened(
+    config: Config, *, observe: Observe | None = None, transferred: Transferred | None = None
+) -> AsyncIterator[Bucket]:
     """The bucket for the length of a block. Raises ConfigError when it cannot be opened."""
     layout = Layout.under(
         raw_prefix=config.raw_audio_prefix,
@@ -30,8 +46,22 @@ async def opened(config: Config) -> AsyncIterator[Bucket]:
         tasks_base=config.tasks_base_prefix,
         todo_prefix=config.tasks_todo_prefix,
     )
-    store = PatientStore(open_store(config.store_url))
+    store = PatientStore(
+        open_store(
+            config.store_url,
+            R2(
+                endpoint_url=config.r2_endpoint_url,
+                bucket=config.r2_bucket,
+                access_key_id=config.r2_access_key_id,
+                secret_access_key=config.r2_secret_access_key,
+            ),
+            concurrency=UPLOADERS * config.upload_concurrency + _OTHER_REQUESTS,
+            limit_s=config.store_timeout_s,
+            observe=observe,
+            transferred=transferred,
+        )
+    )
     try:
-        yield Bucket(store, layout)
+        yield Bucket(store, layout, remote=is_remote(config.store_url))
     finally:
         await store.aclose()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from emiliad import logs
 from emiliad.config import Settings
@@ -87,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("action", choices=("pull", "verify", "list"))
     models.set_defaults(command=_models)
 
+    doctor = commands.add_parser("doctor", help="check this machine and its store, a line each")
+    doctor.set_defaults(command=_doctor)
+
     bench = commands.add_parser("bench", help="what each stage costs on this machine")
     bench.add_argument("file", nargs="?", type=Path, help="default: a real conversation, repeated")
     bench.add_argument("--seconds", type=float, default=150.0, help="its length; default: 150")
@@ -120,9 +125,15 @@ def _enqueue(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # Until the daemon listens to signals itself it holds nothing, and may go at once.
+    signal.signal(signal.SIGTERM, _leave)
     from emiliad.commands import daemon
 
     return daemon.run(_settings(), exit_when_empty=arguments.exit_when_empty)
+
+
+def _leave(*_: object) -> NoReturn:
+    raise SystemExit(DONE)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -143,6 +154,12 @@ def _models(arguments: argparse.Namespace) -> int:
     from emiliad.commands import models
 
     return models.run(_settings(), arguments.action)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from emiliad.commands import doctor
+
+    return doctor.run(_settings())
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,28 @@ class Config:
     """All settings of the daemon. Those of the pipeline are `pipeline.config.PipelineConfig`."""
 
     store_url: str = setting(
-        "STORE_URL", "", "the object store: file:///dir is a directory on this machine"
+        "STORE_URL",
+        "",
+        "the object store: file:///dir is a directory on this machine; default: R2_BUCKET on R2",
+    )
+    r2_endpoint_url: str = setting(
+        "R2_ENDPOINT_URL",
+        "",
+        "R2's S3 endpoint: https://<account id>.r2.cloudflarestorage.com",
+        aliases=("R2_ENDPOINT",),
+    )
+    r2_access_key_id: str = setting(
+        "R2_ACCESS_KEY_ID", "", "the key of a token that may read and write objects", secret=True
+    )
+    r2_secret_access_key: str = setting(
+        "R2_SECRET_ACCESS_KEY", "", "that token's secret", secret=True
+    )
+    r2_bucket: str = setting("R2_BUCKET", "", "the bucket; STORE_URL=s3://bucket overrides it")
+    store_timeout_s: float = setting(
+        "STORE_TIMEOUT_S",
+        15.0,
+        "seconds after which a small request to R2 is given up and repeated",
+        minimum=0.5,
     )
     raw_audio_prefix: str = setting("RAW_AUDIO_PREFIX", "raw_audio/", "where the raw audio lies")
     processed_prefix: str = setting("PROCESSED_PREFIX", "processed/", "where the outputs go")

@@ -17,12 +17,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from emiliad import logs
 from emiliad.actors import claim, execute, prefetch, renew, sweep, upload
-from emiliad.bucket import opened
+from emiliad.bucket import UPLOADERS, opened
 from emiliad.config import Config, Settings
 from emiliad.executor.host import Executor
 from emiliad.fleet import build_executors
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
+from emiliad.probe import honours_conditions
 from emiliad.queue.leases import Leases
 from emiliad.queue.outputs import Outputs
 from emiliad.queue.publish import Publisher
@@ -31,7 +32,6 @@ from emiliad.scratch import Scratch
 from emiliad.store import Store
 from emiliad.types import Claim, Outcome, Prefetched, Processed
 
-_UPLOADERS = 4  # episodes whose outputs are on their way at the same time
 _LAST_WORDS_S = 5.0  # seconds that handing back the leases may take at the very end
 _BYTES_PER_SECOND = 4_000  # audio is rarely stored below 32 kbit/s: a bound on its length
 _log = logs.get("daemon")
@@ -73,8 +73,13 @@ async def run(settings: Settings, *, exit_when_empty: bool = False) -> Counter[O
 
 async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
     config = settings.daemon
-    bucket = await stack.enter_async_context(opened(config))
+    metrics = Metrics()
+    bucket = await stack.enter_async_context(
+        opened(config, observe=metrics.store_answered, transferred=metrics.transferred)
+    )
     store, layout = bucket.store, bucket.layout
+    if bucket.remote:
+        await honours_conditions(store, layout.probes)
     scratch = Scratch(config.scratch_dir)
     stack.callback(scratch.close)
     outputs = Outputs(store, layout, concurrency=config.upload_concurrency)
@@ -85,9 +90,9 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
         ttl_s=config.lease_ttl_s,
         max_attempts=config.max_attempts,
         retry_backoff_s=config.retry_backoff_s,
+        write_spacing_s=bucket.write_spacing_s,
         outputs=outputs,
     )
-    metrics = Metrics()
     executors = await anyio.to_thread.run_sync(build_executors, settings, dict(os.environ))
     outcomes = Outcomes(leases, scratch, metrics)
     publisher = Publisher(store, layout, leases, outputs=outputs)
@@ -136,7 +141,7 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
                     ready=stop.ready,
                 )
             )
-        for _ in range(_UPLOADERS):
+        for _ in range(UPLOADERS):
             work.start_soon(
                 partial(
                     upload.run,

@@ -6,7 +6,7 @@ deletes and lists are strongly consistent, as R2 promises.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -36,6 +36,35 @@ class Object:
 Page: TypeAlias = list[ObjectInfo]
 PAGE = 1000  # objects in a page of a list at most, as S3 has it
 
+# How a store that is asked over a network tells of its requests: operation, result, seconds.
+Observe: TypeAlias = Callable[[str, str, float], None]
+Transferred: TypeAlias = Callable[[str, int], None]  # `in` or `out`, bytes of bodies
+# R2 charges for those that write, for `list` (class A) and, less, for those that read (class B);
+# `delete` and `abort_multipart` are free.
+OPERATIONS = (
+    "get",
+    "head",
+    "put",
+    "delete",
+    "list",
+    "download",
+    "upload",
+    "create_multipart",
+    "upload_part",
+    "complete_multipart",
+    "abort_multipart",
+)
+RESULTS = (
+    "ok",
+    "not_found",
+    "precondition",
+    "throttled",
+    "ambiguous",
+    "unusable",
+    "error",
+    "cancelled",
+)
+
 
 class Store(Protocol):
     """Besides what it names, any method may raise Throttled, Ambiguous, StoreUnusable, InvalidKey.
@@ -62,8 +91,14 @@ class Store(Protocol):
         """Removes an object; succeeds if there is none."""
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncGenerator[Page, None]:
-        """Yields pages of 1 to 1,000 objects whose key begins with `prefix`, in key order
-        (by Unicode code point), beginning behind `start_after`."""
+        """Yields pages of 1 to 1,000 objects whose key begins with `prefix`.
+
+        They come in key order (by Unicode code point), beginning behind `start_after`, where no
+        key has another `/` behind the prefix; there `start_after` may be the prefix and any text
+        without one. Elsewhere the order may be the store's own, always the same (SeaweedFS has
+        `a/b` before `a-b`), and `start_after` is a key that the same list has shown. No key comes
+        twice, and none that stood all the while is left out.
+        """
 
     async def upload(self, key: str, path: Path) -> str:
         """Writes a file's bytes, whole or not at all, and returns the etag."""

@@ -43,7 +43,7 @@ class Pipeline:
         paths = locate(config)
         self.device = device = pick_device(config.device)
         threads = config.cpu_threads
-        self._separate = Separator(
+        self.separate = Separator(
             paths.separation,
             device=pick_device(config.separation_device or config.device),
             chunk_s=config.separation_chunks,
@@ -53,11 +53,11 @@ class Pipeline:
             threads=threads,
             cuda_mem_limit_gb=config.ort_cuda_mem_limit_gb,
         )
-        self._diarize = Diarizer(
+        self.diarize = Diarizer(
             paths.diarization, device=device, batch=config.diarization_batch, threads=threads
         )
-        self._voice_activity = VoiceActivity(paths.vad)
-        self._transcribe = Transcriber(
+        self.voice_activity = VoiceActivity(paths.vad)
+        self.transcribe = Transcriber(
             paths.asr,
             device=device,
             compute_type=config.asr_compute_type,
@@ -66,7 +66,7 @@ class Pipeline:
             threads=threads,
             whole_window=config.asr_window == "whole",
         )
-        self._score = Dnsmos(
+        self.score = Dnsmos(
             paths.dnsmos,
             device=pick_device(config.dnsmos_device or config.device),
             threads=threads,
@@ -100,21 +100,21 @@ class Pipeline:
             stages.audio_seconds = recording.seconds
             samples = sound.standardise(recording.samples)
         with stages.timed("separate"):
-            samples = self._separate(samples)
+            samples = self.separate(samples)
         with stages.timed("diarize"):
-            turns = self._diarize(samples)
+            turns = self.diarize(samples)
         with stages.timed("segment"):
             cut = segment(
                 turns,
-                self._voice_activity(samples),
+                self.voice_activity(samples),
                 duration=recording.seconds,
                 quietest=partial(sound.quietest, samples, SAMPLE_RATE),
                 rules=self._rules(),
             )
         with stages.timed("transcribe"):
-            transcripts = self._transcribe(samples, cut.segments)
+            transcripts = self.transcribe(samples, cut.segments)
         with stages.timed("score"):
-            scores = self._score(_clips(samples, cut.segments))
+            scores = self.score(_clips(samples, cut.segments))
         with stages.timed("export"):
             files = export.write_clips(
                 samples,

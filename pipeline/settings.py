@@ -46,7 +46,9 @@ class Setting:
 def setting(name: str, default: Any, help: str, **rules: Any) -> Any:
     """Declares a dataclass field that is read from the environment variable `name`."""
     declared = Setting(name, default, help, **rules)
-    return dataclasses.field(default=default, metadata={"setting": declared})
+    return dataclasses.field(
+        default=default, repr=not declared.secret, metadata={"setting": declared}
+    )
 
 
 def declared(cls: type) -> Iterator[tuple[str, Setting]]:

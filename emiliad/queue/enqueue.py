@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from emiliad.errors import EmiliadError, InvalidKey
+from emiliad.errors import Ambiguous, BadTask, EmiliadError, InvalidKey, NotFound
 from emiliad.parallel import for_each
 from emiliad.patience import Patience
 from emiliad.queue.audio import objection
@@ -19,7 +19,15 @@ from emiliad.queue.ids import AT_ONCE, Ids, Standing
 from emiliad.queue.ledger import Ledger, Place, Row
 from emiliad.queue.owners import Memo
 from emiliad.queue.ranges import LISTERS, walk
-from emiliad.queue.tasks import Layout, episode_id, id_of, todo_body
+from emiliad.queue.tasks import (
+    Layout,
+    episode_id,
+    hashed_id,
+    id_of,
+    lenient_task,
+    parse_object,
+    todo_body,
+)
 from emiliad.store import Page, Store
 from emiliad.types import TaskRef
 
@@ -71,7 +79,8 @@ async def enqueue(
     `dry_run` counts what would be created. `on_progress` hears of each thousand objects. `listers`
     listings run at a time. `scratch` takes the working file, some 200 bytes for each raw file and
     task; default: the system's temporary folder. An interrupted scan leaves nothing half-done: the
-    next one goes on. Raises EmiliadError, also when there is no room for the working file.
+    next one goes on. Raises EmiliadError, also when there is no room for the working file, and
+    Ambiguous if the store does not answer: nothing is lost by doing it all again.
     """
     try:
         with closing(Ledger(scratch)) as ledger:
@@ -214,9 +223,37 @@ class _Scan:
             self._created -= 1
             self._skipped["no possible name"] += 1
             return
-        if verdict is not Verdict.WON:  # another enqueue is at work
+        if verdict is Verdict.UNKNOWN:
+            raise Ambiguous(f"nobody can say whether {key} was written: enqueue again")
+        if await self._is_of_another_file(task, verdict):
+            await self._put_hashed(task)
+        elif verdict is Verdict.LOST:  # another enqueue is at work
             self._created -= 1
             self._standings[Standing.WAITING] += 1
+
+    async def _is_of_another_file(self, task: TaskRef, verdict: Verdict) -> bool:
+        """Whether another file has got this id since the tasks were listed.
+
+        If it is finished already, whoever publishes it may still delete its todo, and that is ours
+        now. No look before the todo is written could tell, so it is asked for afterwards.
+        """
+        completed = self._layout.completed_key(task.episode_id)
+        todo = self._layout.todo_key(task.episode_id)
+        for key in (completed,) if verdict is Verdict.WON else (todo, completed):
+            with suppress(NotFound, BadTask):
+                content = parse_object(key, (await self._store.get(key)).body)
+                owner = lenient_task(task.episode_id, content).audio_key
+                if owner:
+                    return owner != task.audio_key
+        return False
+
+    async def _put_hashed(self, task: TaskRef) -> None:
+        other = replace(task, episode_id=hashed_id(task.audio_key))
+        if other.episode_id != task.episode_id:
+            await self._put(other)
+            return
+        self._created -= 1
+        self._skipped["both its ids are taken"] += 1
 
     async def _note_owners(self) -> None:
         self._noted_at = self._ids.read

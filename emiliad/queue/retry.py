@@ -25,6 +25,7 @@ class Retried(StrEnum):
     UNKNOWN = "no such task"
     UNREADABLE = "its dead letter names no audio"
     CONTENDED = "changed meanwhile"
+    UNSURE = "the store did not answer: retry again"
 
 
 async def retry(
@@ -86,7 +87,13 @@ class _Retry:
             await cas(self._store, todo, todo_body(task), ABSENT, patience=self._patience)
         free = record.reopen(self._stamp()).body()
         verdict = await cas(self._store, key, free, found.etag, patience=self._patience)
-        return Retried.REQUEUED if verdict is Verdict.WON else Retried.CONTENDED
+        match verdict:
+            case Verdict.WON:
+                return Retried.REQUEUED
+            case Verdict.LOST:
+                return Retried.CONTENDED
+            case Verdict.UNKNOWN:
+                return Retried.UNSURE
 
     async def _requeue(self, episode_id: str) -> Retried:
         """The old scripts left a dead letter and nothing else."""
@@ -101,8 +108,9 @@ class _Retry:
             return Retried.UNREADABLE
         if not task.audio_key:
             return Retried.UNREADABLE
-        await cas(self._store, todo, todo_body(task), ABSENT, patience=self._patience)
-        return Retried.REQUEUED
+        verdict = await cas(self._store, todo, todo_body(task), ABSENT, patience=self._patience)
+        # Only with a todo that is certain may the dead letter go: it is the task's only trace.
+        return Retried.UNSURE if verdict is Verdict.UNKNOWN else Retried.REQUEUED
 
     async def _body(self, key: str) -> bytes | None:
         try:

@@ -35,6 +35,7 @@ class Layout:
     completed: str
     failed: str
     outputs: str
+    probes: str
 
     @classmethod
     def under(
@@ -54,6 +55,7 @@ class Layout:
             completed=f"{base}processing_completed/",
             failed=f"{base}processing_failed/",
             outputs=f"{base}processing_outputs/",
+            probes=f"{base}probes/",
         )
 
     def todo_key(self, episode_id: str) -> str:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from emiliad.errors import Ambiguous, Throttled
 from emiliad.patience import Patience, least_wait
 from emiliad.store import Object, ObjectInfo, Page, Store
+
+
+@runtime_checkable
+class Partwise(Protocol):
+    """A store whose transfers are many requests, each of which is repeated by itself."""
+
+    async def upload_parts(self, key: str, path: Path, patience: Patience) -> str:
+        """`upload` with that patience."""
+
+    async def download_parts(self, key: str, path: Path, patience: Patience) -> ObjectInfo:
+        """`download` with that patience."""
 
 
 class PatientStore:
@@ -52,9 +64,13 @@ class PatientStore:
                 await self._patience.pause(failures, least_s=least_wait(error))
 
     async def upload(self, key: str, path: Path) -> str:
+        if isinstance(self._store, Partwise):
+            return await self._store.upload_parts(key, path, self._patience)
         return await self._patience.repeat(lambda: self._store.upload(key, path))
 
     async def download(self, key: str, path: Path) -> ObjectInfo:
+        if isinstance(self._store, Partwise):
+            return await self._store.download_parts(key, path, self._patience)
         return await self._patience.repeat(lambda: self._store.download(key, path))
 
     async def aclose(self) -> None:

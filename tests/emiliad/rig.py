@@ -155,9 +155,13 @@ class Daemon:
         return [event["pid"] for event in self.events("executor.ready")]
 
 
-def wait_until(holds: Callable[[], bool], complaint: Callable[[], str] = lambda: "") -> None:
+def wait_until(
+    holds: Callable[[], bool],
+    complaint: Callable[[], str] = lambda: "",
+    patience_s: float = PATIENCE_S,
+) -> None:
     """Waits until `holds()`; fails with `complaint()` when patience runs out."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not holds():
         if time.monotonic() > deadline:
             raise AssertionError(complaint())
