@@ -61,7 +61,7 @@ class _Done:
 class Reader:
     """Reads the queue; what was read before and has not changed is not read again.
 
-    `listers` listings run at a time. Of a million tasks it holds the names, some 100 MB.
+    `listers` listings run at a time. Of a million tasks it holds the names, some 170 MB.
     """
 
     store: Store
