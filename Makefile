@@ -9,7 +9,7 @@ export MODELS_DIR
 PURE := pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format chaos bench models clean
+.PHONY: help demo test simulate lint format chaos bench models clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,10 @@ demo: $(VENV)/.cpu models  ## run the whole job on real speech: ./demo
 test: $(VENV)/.test models lint  ## run every check and test
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage report --include='$(PURE)' --show-missing --fail-under=100
+
+SEEDS ?= 10000
+simulate: $(VENV)/.test  ## run the queue in SEEDS simulated worlds of faults
+	$(BIN)/python -m tests.sim 0 $(SEEDS)
 
 lint: $(VENV)/.test  ## formatting, lint, types, layers, spelling
 	$(BIN)/ruff format --check .
