@@ -94,6 +94,14 @@ class Config:
         minimum=0.05,
     )
 
+    http_port: int = setting(
+        "HTTP_PORT",
+        9090,
+        "where health, metrics and the page are served, on all interfaces; 0: any free port",
+        minimum=0,
+        maximum=65535,
+    )
+
     hf_token: str = setting(
         "HF_TOKEN", "", "token for gated models; used by `emiliad models pull` alone", secret=True
     )
@@ -108,12 +116,58 @@ class Config:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutokickConfig:
+    """All settings of the autokicker, under the names that users' manifests have."""
+
+    mode: str = setting(
+        "AUTOKICK_MODE",
+        "",
+        "all: no pod of ours while another waits for what we hold; needed: as few less as will do; "
+        "default: off in a daemon, all in `emiliad autokick`",
+        choices=("", "off", "all", "needed"),
+    )
+    namespace: str = setting("NAMESPACE", "", "where the target lives; default: the pod's own")
+    target_kind: str = setting(
+        "TARGET_KIND", "Deployment", "what is scaled or held", choices=("Deployment", "DaemonSet")
+    )
+    target: str = setting("TARGET_DEPLOYMENT", "emiliad", "the target's name")
+    our_selector: str = setting(
+        "OUR_SELECTOR", "", "the labels of our pods; default: the target's own selector"
+    )
+    namespaces: str = setting(
+        "AUTOKICK_NAMESPACES",
+        "",
+        "whose pending pods count: names separated by commas, or *; default: the target's own",
+    )
+    buffer: int = setting(
+        "BUFFER", 1, "pods of ours kept pending, to learn when there is room", minimum=0
+    )
+    max_replicas: int | None = setting(
+        "MAX_REPLICAS", None, "pods of ours at most; default: as many as fit", minimum=0
+    )
+    exclude_label: str = setting(
+        "EXCLUDE_LABEL", "lowprio", "pods with this label never make us leave ..."
+    )
+    exclude_value: str = setting("EXCLUDE_VALUE", "true", "... if it has this value")
+    restore_on_exit: bool = setting(
+        "RESTORE_ON_EXIT", False, "scale to BASELINE when the autokicker ends; kills the fleet"
+    )
+    baseline: int | None = setting(
+        "BASELINE", None, "only used by RESTORE_ON_EXIT; kept for old manifests", minimum=0
+    )
+    interval_s: float | None = setting(
+        "INTERVAL", None, "ignored: changes are watched, not polled; kept for old manifests"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that the environment says, checked together."""
 
     daemon: Config
     pipeline: PipelineConfig
+    autokick: AutokickConfig
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -121,7 +175,7 @@ class Settings:
         env = os.environ if env is None else env
         problems: list[str] = []
         parts = []
-        for part in (Config, PipelineConfig):
+        for part in (Config, PipelineConfig, AutokickConfig):
             try:
                 parts.append(read(part, env))
             except SettingsError as error:
@@ -132,7 +186,7 @@ class Settings:
 
 
 def all_settings() -> Iterator[Setting]:
-    """Every setting of the daemon and the pipeline, in the order of declaration."""
-    for part in (Config, PipelineConfig):
+    """Every setting of the daemon, the pipeline and the autokicker, in the order of declaration."""
+    for part in (Config, PipelineConfig, AutokickConfig):
         for _, declaration in declared(part):
             yield declaration

@@ -13,9 +13,16 @@ _STAGE_BUCKETS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 # Seconds; R2 answers small requests in tens of milliseconds, large bodies take minutes.
 _REQUEST_BUCKETS = (0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120, 600)
 OTHER_STAGE = "other"  # what a replacement pipeline's unknown stages are counted under
+# Seconds; a loop that turns freely lags by a millisecond, a stalled one by many seconds.
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3, 10, 30)
+# Seconds between seeing that a pod cannot be scheduled and having made room for it.
+_KICK_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15, 60)
 EXECUTOR_STATES = ("loading", "idle", "busy", "dead")
-RESTART_REASONS = ("crash", "timeout", "protocol", "not_reusable")
-QUEUES = ("prefetched", "upload")
+RESTART_REASONS = ("crash", "timeout", "protocol", "not_reusable", "recycled", "load")
+QUEUES = ("claimed", "prefetched", "upload")
+AUTOKICK_STATES = ("off", "frozen", "fill", "yield", "settle")
+AUTOKICK_ACTIONS = ("grow", "trim", "kick", "hold", "release")
+AUTOKICK_REPLICAS = ("wanted", "bound", "unbound", "terminating")
 
 
 class Metrics:
@@ -58,6 +65,38 @@ class Metrics:
             "transfer_bytes", "Bytes of bodies to (out) and from (in) the object store", "direction"
         )
         self.scratch_bytes = self._gauge("scratch_bytes", "Scratch space in use, in bytes")
+        self.scratch_free_bytes = self._gauge(
+            "scratch_free_bytes", "What the scratch file system has left, in bytes"
+        )
+        self.failed_tasks = self._gauge("failed_tasks", "Dead letters in the queue, as last seen")
+        self.executor_busy_seconds = self._counter(
+            "executor_busy_seconds", "Time that an executor spent on tasks, in seconds", "executor"
+        )
+        self.executor_idle_seconds = self._counter(
+            "executor_idle_seconds",
+            "Time that a ready executor had no task, in seconds",
+            "executor",
+        )
+        self.executor_memory_bytes = self._gauge(
+            "executor_memory_bytes", "Resident memory of an executor, in bytes", "executor"
+        )
+        self.interrupted_tasks = self._counter(
+            "interrupted_tasks", "Tasks handed back although their processing had begun"
+        )
+        self.starving_tasks = self._counter(
+            "starving_tasks", "Tasks claimed that stops have interrupted three times or more"
+        )
+        self.ready = self._gauge("ready", "1 while this daemon can process a task, else 0")
+        self.draining = self._gauge("draining", "1 once this daemon was told to stop, else 0")
+        self.loop_lag_seconds = Histogram(
+            "emiliad_loop_lag_seconds",
+            "How much later than asked the event loop ran a timer, in seconds",
+            buckets=_LAG_BUCKETS,
+            registry=self.registry,
+        )
+        self.loop_stalls = self._counter("loop_stalls", "Times that the event loop stood still")
+        self.info = self._gauge("daemon_info", "1, with what this daemon is", "version")
+        self.autokick = AutokickMetrics(self.registry)
         self._start_at_zero()
 
     def stage_ended(self, stage: str, seconds: float, audio_seconds: float) -> None:
@@ -102,3 +141,45 @@ class Metrics:
             self.transfer_bytes.labels(direction)
         for result in ("renewed", "lost"):
             self.lease_renewals.labels(result)
+
+
+class AutokickMetrics:
+    """The autokicker's metrics, which it also exposes where it runs alone."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.state = self._gauge("state", "1 for the state that the autokicker is in", "state")
+        self.leader = self._gauge("leader", "1 while this autokicker may write, else 0")
+        self.actions = self._counter("actions", "Writes to the target, by what they did", "action")
+        self.replicas = self._gauge("replicas", "Our pods, wanted and as they are", "kind")
+        self.blocked_pods = self._gauge("blocked_pods", "Pods of others that wait for what we hold")
+        self.muted_pods = self._gauge("muted_pods", "Waiting pods that our leaving did not help")
+        self.kicks = self._counter("kicks", "Times that we made room, by reason", "reason")
+        self.kick_latency_seconds = Histogram(
+            "emiliad_autokick_kick_latency_seconds",
+            "Time from seeing a blocked pod to having made room, in seconds",
+            buckets=_KICK_BUCKETS,
+            registry=registry,
+        )
+        self.write_errors = self._counter("write_errors", "Writes that the API server refused")
+        self.watch_restarts = self._counter(
+            "watch_restarts", "Watches that had to be opened again, by reason", "reason"
+        )
+        self.cache_age_seconds = self._gauge(
+            "cache_age_seconds", "Since the oldest watch was last heard of, in seconds"
+        )
+        self.yielded_seconds = self._counter(
+            "yielded_seconds", "Time during which we held back for others, in seconds"
+        )
+        for state in AUTOKICK_STATES:
+            self.state.labels(state)
+        for action in AUTOKICK_ACTIONS:
+            self.actions.labels(action)
+        for kind in AUTOKICK_REPLICAS:
+            self.replicas.labels(kind)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"emiliad_autokick_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"emiliad_autokick_{name}", help, labels, registry=self.registry)
