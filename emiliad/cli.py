@@ -85,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("--all", action="store_true", help="every failed task")
     retry.set_defaults(command=_retry)
 
+    verify = commands.add_parser(
+        "verify", help="check that the outputs of completed tasks are there"
+    )
+    verify.add_argument(
+        "--requeue", action="store_true", help="do again what the old scripts completed badly"
+    )
+    verify.add_argument("--json", action="store_true", help="for machines, on stdout")
+    verify.set_defaults(command=_verify)
+
     models = commands.add_parser("models", help="fetch and check the models")
     models.add_argument("action", choices=("pull", "verify", "list"))
     models.set_defaults(command=_models)
@@ -148,6 +157,12 @@ def _retry(arguments: argparse.Namespace) -> int:
     if bool(arguments.episodes) == arguments.all:
         raise ConfigError("retry: name episodes, or say --all")
     return queue.retry(_settings(), arguments.episodes or None)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from emiliad.commands import verify
+
+    return verify.run(_settings(), requeue=arguments.requeue, as_json=arguments.json)
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -62,6 +62,10 @@ class Progress:
     total: int | None
     report: EnqueueReport
 
+    @property
+    def note(self) -> str:
+        return f"{self.report.created:,} new"
+
 
 async def enqueue(
     store: Store,
