@@ -37,7 +37,7 @@ class Redone(StrEnum):
     COMMITTED = "not requeued: a commit of emiliad's is never reopened, see docs/queue.md"
     NAMELESS = "not requeued: its record names no audio"
     SILENT = "not requeued: its raw audio is gone"
-    BUSY = "not requeued: a node is at work on it"
+    BUSY = "not requeued: its todo stands or a node is at work on it, verify again later"
     CONTENDED = "not requeued: it changed meanwhile"
     UNSURE = "perhaps requeued: the store did not answer, verify again"
 
@@ -70,6 +70,8 @@ class Redo:
             return Redone.NAMELESS
         if not await self._exists(task.audio_key):
             return Redone.SILENT
+        if await self._exists(self._layout.todo_key(task.episode_id)):
+            return Redone.BUSY  # whoever takes that sees the record, and deletes the todo
         freed = await self._free(task)
         if freed is not Redone.REQUEUED:
             return freed

@@ -241,13 +241,14 @@ async def test_a_commit_is_never_reopened(store: MemoryStore, tmp_path: Path) ->
 
 async def test_what_cannot_be_done_again_is_left_as_it_is(store: MemoryStore) -> None:
     """Without raw audio, without its name, and while a node is at work on it."""
-    for name in ("silent", "nameless", "busy"):
+    for name in ("silent", "nameless", "busy", "waiting"):
         prefix = put_old(store, name=name, audio_key=f"raw_audio/{name}.mp3")
         del store.objects[f"{prefix}{name}_000000.mp3"]
     del store.objects["raw_audio/silent.mp3"]
     store.objects[LAYOUT.completed_key("nameless")] = b'{"language": "en"}'
     lease = ClaimRecord(task("busy")).lease_to(Stamp("node", "nonce", 0.0), task("busy"))
     store.objects[LAYOUT.claim_key("busy")] = lease.body()
+    put_todo(store, "waiting")  # a node will find that it is completed, and delete the todo
     before = dict(store.objects)
     report, found = await check(store, requeue=True)
     assert report.requeued == 0
@@ -255,6 +256,7 @@ async def test_what_cannot_be_done_again_is_left_as_it_is(store: MemoryStore) ->
         "silent": Redone.SILENT,
         "nameless": Redone.NAMELESS,
         "busy": Redone.BUSY,
+        "waiting": Redone.BUSY,
     }
     assert store.objects == before
 
