@@ -23,6 +23,7 @@ from emiliad.queue.cas import ABSENT, Verdict
 from emiliad.queue.claims import ClaimRecord, Stamp
 from emiliad.queue.holdings import Change, Holdings, Lease, Stamper
 from emiliad.queue.outputs import Outputs
+from emiliad.queue.rehome import rehome
 from emiliad.queue.scan import Batch, Outlook, Scan
 from emiliad.queue.tasks import Layout, parse_task
 from emiliad.queue.watch import Standing, Watch
@@ -90,7 +91,9 @@ class Leases:
     @property
     def outlook(self) -> Outlook:
         """What the last `next` saw."""
-        return replace(self._scan.outlook, publishing=self._publishing)
+        seen = self._scan.outlook
+        complete = seen.complete and not self._scan.unusable  # those will be tasks
+        return replace(seen, complete=complete, publishing=self._publishing)
 
     async def next(self) -> Claim | None:
         """Leases some task; None if there is none to be taken now, which `outlook` explains."""
@@ -100,6 +103,7 @@ class Leases:
             if any(claim.lost >= ALONE_FROM for claim in self.held.values()):
                 return None
             try:
+                await self._rehome()
                 return await self._search()
             except (Ambiguous, Throttled) as error:
                 _log.warning("store.busy", reason=str(error))
@@ -122,6 +126,15 @@ class Leases:
                 if claim is not None:
                     return claim
         return None
+
+    async def _rehome(self) -> None:
+        """Gives tasks that the last look saw under unusable ids others."""
+        while self._scan.unusable:
+            key = self._scan.unusable.pop()
+            moved = await rehome(
+                self.store, self.layout, key, stamp=self.stamp, patience=self.patience
+            )
+            self.given_up += not moved
 
     async def _try_batch(self) -> Claim | None:
         while (episode_id := self._batch.pop()) is not None:
