@@ -113,7 +113,12 @@ async def _operate(daemon: Daemon, *, exit_when_empty: bool) -> None:
             )
         )
         background.start_soon(
-            partial(sweep.run, sweeper=daemon.sweeper, every_s=config.lease_ttl_s)
+            partial(
+                sweep.run,
+                sweeper=daemon.sweeper,
+                every_s=config.lease_ttl_s,
+                busy=lambda: bool(daemon.leases.held),
+            )
         )
         with stop.work:
             await _flow(daemon, stop, exit_when_empty=exit_when_empty)

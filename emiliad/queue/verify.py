@@ -25,7 +25,7 @@ from emiliad.queue.redo import Redo, Redone
 from emiliad.queue.tasks import Completed, Layout, Output, id_of, parse_completed
 from emiliad.store import ObjectInfo, Store
 
-AT_ONCE = 32  # records; each takes a read, a listing and, if it is an old one, another read
+AT_ONCE = 64  # records; each takes a read, a listing and, if it is an old one, another read
 _SHOWN = 3  # names in a reason; an episode may have a thousand
 
 
