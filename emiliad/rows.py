@@ -1,4 +1,4 @@
-"""What the board holds: executors and their tasks, what is wrong, the last hour, the store's health.
+"""What the board holds: executors and their tasks, how tasks ended, the last hour, the store.
 
 Times are seconds of the board's clock; every `view` is JSON values, its durations in seconds.
 """
