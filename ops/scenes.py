@@ -99,6 +99,8 @@ def sick() -> Board:
     board.end("gpu6")
     board.restarted("gpu6", "timeout", "no end after 4 200 s: its stacks are in the log")
     board.show("gpu6", "loading", pid=None)
+    stage.behind_s = 49.0
+    board.store_answered("get", "ok", 0.03)
     stage.behind_s = 48.0
     board.store_answered("put", "timeout", 15.0)
     stage.behind_s = 3.0
@@ -112,6 +114,8 @@ def hostile() -> Board:
     """Every text that can be chosen from outside is markup, script, or worse."""
     stage = busy(2)
     board, nasty = stage.board, HOSTILE
+    board.end("gpu0")
+    board.end("gpu1")
     board.fact(node=nasty, owner=nasty, autokick={nasty: nasty})
     board.begin("gpu0", Claim(TaskRef(nasty, "en", f"raw_audio/en/{nasty}.mp3"), attempt=2))
     board.stage("gpu0", "standardise", 1.0, 3600.0)
@@ -176,7 +180,9 @@ def _surroundings(stage: Stage, gpus: int) -> None:
     board.moved("claimed", 1)
     board.moved("prefetched", 2)
     board.moved("upload", 1)
+    stage.behind_s = 50.0
     board.store_answered("get", "ok", 0.03)
+    stage.behind_s = 0.0
     metrics.todo_tasks.set(41_233)
     metrics.failed_tasks.set(17)
     metrics.leases_held.set(gpus + 4)
