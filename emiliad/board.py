@@ -5,8 +5,8 @@ loop that stands still can be looked at. Every method takes the lock, for micros
 at the clock only when it has it: counters do not run backwards.
 
 The page shows these facts where they are given (`board.fact(version=...)`): `version`, `node`,
-`owner`, `store_url`, `pipeline` (the import reference), `lease_ttl_s`, and `autokick` (a mapping of
-names to values). /status shows all others too.
+`store_url`, `lease_ttl_s`, `most_leases`, `oldest_renewal_s`, `outlook` (a mapping: the queue as
+last seen) and `autokick` (a mapping: its status); all other scalars it lists by their names.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class Board:
         if row.state:
             self._metrics.executors.labels(row.state).dec()
         self._metrics.executors.labels(state).inc()
+        for spent in (self._metrics.executor_busy_seconds, self._metrics.executor_idle_seconds):
+            spent.labels(name)  # at 0, from the start
         row.state, row.since, row.device = state, now, device or row.device
         for key, value in seen.items():
             setattr(row, key, value)
@@ -221,16 +223,9 @@ class Board:
             }
 
     def _all_problems(self, now: float) -> list[dict[str, Any]]:
-        """Those that were noted, and those that can be seen from here; the latter first."""
-        seen = [*self._dead(), *self._store.problems(now), *self._problems.values()]
+        """The store's, which can be seen from here, and those that were noted."""
+        seen = [*self._store.problems(now), *self._problems.values()]
         return [{"text": text, "for_s": round(now - since, 3)} for since, text in seen]
-
-    def _dead(self) -> list[tuple[float, str]]:
-        return [
-            (row.since, f"executor {row.name} is given up: {row.reason or 'no reason known'}")
-            for row in self._executors.values()
-            if row.state == "dead" and self._state not in ("draining", "stopping")
-        ]
 
     def _count_ready(self) -> None:
         self._metrics.ready.set(self.not_ready() is None)
