@@ -53,7 +53,7 @@ def test_a_healthy_daemon_answers_every_page() -> None:
 
 
 def test_head_says_what_get_would_without_the_body() -> None:
-    """HEAD has GET's status, type and length, and no byte of the body."""
+    """HEAD answers with the status, type and length of a GET, and no byte of the body."""
     with serving() as server:
         for path in PATHS:
             got, head = ask(server, path), ask(server, path, "HEAD")
