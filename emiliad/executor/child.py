@@ -103,9 +103,10 @@ def _take_protocol() -> tuple[int, int, int]:
 def _put_standard_streams(stderr: int) -> None:
     """Makes fd 0 empty, and 1 and 2 lead to the host's log, whatever they were before."""
     null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    if null:
+    if null != 0:
+        os.dup2(null, 0)
         os.close(null)
+    os.set_inheritable(0, True)
     os.dup2(stderr, 1)
     os.dup2(stderr, 2)
 
