@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,9 +74,9 @@ class Observed:
         return {path.stem for path in folder.glob("*.task")}
 
     def idle(self) -> bool:
-        """Every executor has been replaced that had to be."""
-        started = self.daemon.executors()
-        return sum(alive(pid) for pid in started) == EXECUTORS
+        """Every executor has its models loaded, and none is about to be replaced."""
+        time.sleep(0.3)  # what a task's end entails is decided within milliseconds
+        return sum(map(alive, self.daemon.executors())) == EXECUTORS
 
 
 def _children(pid: int) -> list[int]:
