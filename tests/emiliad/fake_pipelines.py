@@ -223,7 +223,7 @@ def _leaks(out_dir: Path) -> Any:
 
 
 def _leaks_memory(out_dir: Path) -> Any:
-    _hoard.append(bytearray(os.urandom(1024) * 1024 * 30))  # 30 MB, every page of it touched
+    _hoard.append(bytearray(os.urandom(1024) * 1024 * 60))  # 60 MB, every page of it touched
     return _GO_ON
 
 
