@@ -17,9 +17,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from emiliad import logs
 from emiliad.actors import claim, execute, prefetch, renew, sweep, upload
+from emiliad.board import Board
 from emiliad.bucket import UPLOADERS, opened
 from emiliad.config import Config, Settings
+from emiliad.crew import Crew
+from emiliad.executor.deadline import Deadline
 from emiliad.executor.host import Executor
+from emiliad.executor.keeper import Keeper, Upkeep
 from emiliad.fleet import build_executors
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
@@ -33,7 +37,6 @@ from emiliad.store import Store
 from emiliad.types import Claim, Outcome, Prefetched, Processed
 
 _LAST_WORDS_S = 5.0  # seconds that handing back the leases may take at the very end
-_BYTES_PER_SECOND = 4_000  # audio is rarely stored below 32 kbit/s: a bound on its length
 _log = logs.get("daemon")
 
 
@@ -48,6 +51,7 @@ class Daemon:
     publisher: Publisher
     sweeper: Sweeper
     metrics: Metrics
+    board: Board
     outcomes: Outcomes
     executors: tuple[Executor, ...]
 
@@ -98,13 +102,22 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
     publisher = Publisher(store, layout, leases, outputs=outputs)
     sweeper = Sweeper(store, layout, ttl_s=config.lease_ttl_s, outputs=outputs)
     return Daemon(
-        settings, store, scratch, leases, publisher, sweeper, metrics, outcomes, executors
+        settings,
+        store,
+        scratch,
+        leases,
+        publisher,
+        sweeper,
+        metrics,
+        Board(metrics),
+        outcomes,
+        executors,
     )
 
 
 async def _operate(daemon: Daemon, *, exit_when_empty: bool) -> None:
     config = daemon.settings.daemon
-    stop = _Stop(config.drain_timeout_s)
+    stop = _Stop(config.drain_timeout_s, Crew(executor.name for executor in daemon.executors))
     async with anyio.create_task_group() as background:
         background.start_soon(_obey_signals, stop)
         background.start_soon(
@@ -131,6 +144,7 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
     claims_in, claims_out = create_memory_object_stream[Claim](0)
     ready_in, ready_out = create_memory_object_stream[Prefetched](config.prefetch_depth)
     done_in, done_out = create_memory_object_stream[Processed](0)
+    upkeep = Upkeep.of(config)
     async with anyio.create_task_group() as work:
         for executor in daemon.executors:
             work.start_soon(
@@ -138,12 +152,10 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
                     execute.run,
                     ready_out.clone(),
                     done_in.clone(),
-                    executor=executor,
+                    keeper=Keeper(executor, upkeep=upkeep, board=daemon.board, crew=stop.crew),
                     leases=daemon.leases,
                     outcomes=daemon.outcomes,
-                    metrics=daemon.metrics,
-                    deadline_s=partial(_deadline_s, daemon.settings),
-                    ready=stop.ready,
+                    deadline=Deadline.of(config),
                 )
             )
         for _ in range(UPLOADERS):
@@ -168,6 +180,7 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
                             leases=daemon.leases,
                             outcomes=daemon.outcomes,
                             metrics=daemon.metrics,
+                            crew=stop.crew,
                             poll_s=config.poll_s or _poll_s(config),
                             exit_when_empty=exit_when_empty,
                         )
@@ -183,6 +196,7 @@ async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
                             full_disk_wait_s=config.retry_backoff_s,
                         )
                     )
+            stop.crew.dismiss()
             await _release_waiting(ready_out, daemon.outcomes)
         ready_in.close()
 
@@ -200,10 +214,11 @@ async def _release_waiting(
 class _Stop:
     """How the daemon ends: `intake` is cancelled to drain, `work` to stop."""
 
-    def __init__(self, drain_timeout_s: float) -> None:
+    def __init__(self, drain_timeout_s: float, crew: Crew) -> None:
         self.intake = anyio.CancelScope()
         self.work = anyio.CancelScope()
-        self.ready = anyio.Event()  # an executor has its models loaded
+        self.crew = crew
+        self.ready = crew.ready
         self.drain_timeout_s = drain_timeout_s
 
     def drain(self) -> None:
@@ -234,8 +249,3 @@ async def _obey_signals(stop: _Stop) -> None:
 def _poll_s(config: Config) -> float:
     """A look costs money where requests are paid for."""
     return 5.0 if config.store_url.startswith("file:") else 60.0
-
-
-def _deadline_s(settings: Settings, audio_bytes: int) -> float:
-    config = settings.daemon
-    return config.task_timeout_base_s + config.task_timeout_factor * audio_bytes / _BYTES_PER_SECOND

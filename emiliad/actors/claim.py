@@ -8,6 +8,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from emiliad import logs
+from emiliad.crew import Crew
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
 from emiliad.queue.leases import Leases
@@ -24,6 +25,7 @@ async def run(
     leases: Leases,
     outcomes: Outcomes,
     metrics: Metrics,
+    crew: Crew,
     poll_s: float,
     exit_when_empty: bool,
 ) -> None:
@@ -31,6 +33,7 @@ async def run(
     wait = _FIRST_WAIT_S
     async with outbox:
         while True:
+            await crew.some()
             claim = await leases.next()
             outlook = leases.outlook
             metrics.todo_tasks.set(outlook.todo - outlook.failed)
