@@ -71,6 +71,31 @@ class Config:
     task_timeout_factor: float = setting(
         "TASK_TIMEOUT_FACTOR", 10.0, "that share: seconds per second of audio", minimum=0.0
     )
+    crash_budget: int = setting(
+        "CRASH_BUDGET",
+        10,
+        "tasks in a row that an executor may fail, by crashing, hanging or running out of memory, "
+        "before it is taken for sick; first attempts alone count; 0: any number",
+        minimum=0,
+    )
+    executor_pause_s: float = setting(
+        "EXECUTOR_PAUSE_S",
+        60.0,
+        "seconds before an executor that was given up is tried again; doubles up to an hour",
+        minimum=0.1,
+    )
+    recycle_tasks: int = setting(
+        "RECYCLE_TASKS", 500, "tasks after which an executor is started anew; 0: never", minimum=0
+    )
+    recycle_growth_gb: float = setting(
+        "RECYCLE_GROWTH_GB",
+        8.0,
+        "GB that an executor's memory may grow by after its first task; 0: any amount",
+        minimum=0.0,
+    )
+    recycle_memory_gb: float = setting(
+        "RECYCLE_MEMORY_GB", 0.0, "GB of memory that an executor may keep; 0: any", minimum=0.0
+    )
 
     lease_ttl_s: float = setting(
         "LEASE_TTL_S", 300.0, "seconds after which a silent owner loses its task", minimum=1.0

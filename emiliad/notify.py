@@ -1,7 +1,7 @@
 """Tells systemd how the daemon fares: sd_notify(3), on its datagram socket.
 
-One datagram of VARIABLE=value lines a message, to the socket that NOTIFY_SOCKET names: a path, or an
-abstract name that begins with `@`. Without the variable nothing is sent. What cannot be sent is
+One datagram of VARIABLE=value lines a message, to the socket that NOTIFY_SOCKET names: a path, or
+an abstract name that begins with `@`. Without the variable nothing is sent. What cannot be sent is
 dropped: the daemon works on without its supervisor.
 """
 

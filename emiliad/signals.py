@@ -1,8 +1,8 @@
 """What each signal asks of the daemon.
 
-    SIGTERM, SIGINT  once: drain; twice: stop now; more: nothing
-    SIGHUP           log the status, and where every task of the event loop waits
-    SIGUSR1          write the stack of every thread to stderr, even if the loop stands still
+SIGTERM, SIGINT  once: drain; twice: stop now; more: nothing
+SIGHUP           log the status, and where every task of the event loop waits
+SIGUSR1          write the stack of every thread to stderr, even if the loop stands still
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import faulthandler
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import CoroutineType, FrameType
 from typing import Any, NoReturn
@@ -22,7 +22,6 @@ from anyio import create_memory_object_stream
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from emiliad import logs
-from emiliad.board import Board
 from emiliad.stop import Stop
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -41,12 +40,12 @@ def _leave(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-async def obey(stop: Stop, board: Board) -> None:
+async def obey(stop: Stop, status: Callable[[], dict[str, Any]]) -> None:
     """Runs until it is cancelled; from then on the signals are ignored, for the process ends."""
     with _heard(*_STOPS, signal.SIGHUP) as signals:
         async for number in signals:
             if number is signal.SIGHUP:
-                _log.info("daemon.status", status=board.snapshot(), waiting=_where_tasks_wait())
+                _log.info("daemon.status", status=status(), waiting=_where_tasks_wait())
             elif stop.draining:
                 _log.warning("daemon.stop_now", signal=number.name)
                 stop.now()

@@ -16,16 +16,17 @@ FORCED_S = 4.8  # after the deadline, from which the process ends whatever still
 
 
 class Stop:
-    """`intake` is cancelled to take no more work, `work` to end what runs as well.
+    """Three scopes: `assembly` and `intake` are cancelled to drain, `work` to stop now.
 
-    `told` hears of the two steps: draining, stopping.
+    `told` hears of the two steps, draining and stopping, and within how many seconds all must be
+    over.
     """
 
-    def __init__(self, drain_timeout_s: float, *, told: Callable[[str], None]) -> None:
+    def __init__(self, drain_timeout_s: float, *, told: Callable[[str, float], None]) -> None:
         self.drain_timeout_s = drain_timeout_s
-        self.intake = anyio.CancelScope()
-        self.work = anyio.CancelScope()
-        self.ready = anyio.Event()  # an executor has its models loaded
+        self.assembly = anyio.CancelScope()  # of the daemon: it holds nothing yet
+        self.intake = anyio.CancelScope()  # of tasks
+        self.work = anyio.CancelScope()  # on what was taken in
         self.draining = False
         self._told = told
         self._end_by: float | None = None
@@ -33,18 +34,17 @@ class Stop:
     def drain(self) -> None:
         """Takes no more work; running work has until shortly before the deadline."""
         self.draining = True
-        self._told("draining")
+        self._told("draining", self.drain_timeout_s + FORCED_S)
         now = anyio.current_time()
         earlier = min(_CUT_EARLIER_S, self.drain_timeout_s * _CUT_EARLIER_SHARE)
         self._end_by = now + self.drain_timeout_s + _LAST_WORDS_S
         self.work.deadline = now + self.drain_timeout_s - earlier
+        self.assembly.cancel()
         self.intake.cancel()
-        if not self.ready.is_set():
-            self.now()
 
     def now(self) -> None:
         """Cuts running work off, too."""
-        self._told("stopping")
+        self._told("stopping", FORCED_S)
         self._end_by = anyio.current_time() + _LAST_WORDS_S
         self.work.cancel()
 

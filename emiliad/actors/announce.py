@@ -1,4 +1,4 @@
-"""Keeps systemd informed: ready, alive, what is being done; from the event loop that does it."""
+"""Keeps systemd informed: alive, and doing what; from the event loop that does it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,15 @@ _WATCHDOG_SHARE = 1 / 3  # of its time between two signs of life: two may be lat
 _LOADING_S = 60.0  # that a start may take from each look on; LOAD_TIMEOUT_S ends one that hangs
 
 
-async def run(*, notifier: Notifier, board: Board, ready: anyio.Event) -> None:
+async def run(*, notifier: Notifier, board: Board) -> None:
     """Runs until it is cancelled; ends at once if nobody listens."""
     if notifier.address is None:
         return
-    async with anyio.create_task_group() as group:
-        group.start_soon(_once_ready, notifier, ready)
-        group.start_soon(_again_and_again, notifier, board, ready)
-
-
-async def _once_ready(notifier: Notifier, ready: anyio.Event) -> None:
-    await ready.wait()
-    notifier.ready()
-
-
-async def _again_and_again(notifier: Notifier, board: Board, ready: anyio.Event) -> None:
     every_s = min(_EVERY_S, (notifier.watchdog_s or _EVERY_S) * _WATCHDOG_SHARE)
     shown = ""
     while True:
         notifier.alive()
-        if not ready.is_set():
+        if board.state == "starting":
             notifier.extend(_LOADING_S)
         if (sentence := _summary(board.snapshot())) != shown:
             notifier.status(sentence)

@@ -9,6 +9,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from emiliad import logs
+from emiliad.crew import Crew
 from emiliad.metrics import Metrics
 from emiliad.outcomes import Outcomes
 from emiliad.queue.leases import Leases
@@ -27,16 +28,17 @@ async def run(
     leases: Leases,
     outcomes: Outcomes,
     metrics: Metrics,
+    crew: Crew,
     room: Room,
     at_once: int,
     poll_s: float,
     exit_when_empty: bool,
 ) -> None:
-    """Claims `at_once` tasks at a time.
+    """Claims `at_once` tasks at a time, while an executor can work and the disk has room.
 
     Ends when it is cancelled, or with `exit_when_empty` when every task is settled.
     """
-    claimer = _Claimer(outbox, leases, outcomes, metrics, room, poll_s, exit_when_empty)
+    claimer = _Claimer(outbox, leases, outcomes, metrics, crew, room, poll_s, exit_when_empty)
     async with outbox, anyio.create_task_group() as group:
         for _ in range(at_once):
             group.start_soon(claimer.run)
@@ -48,6 +50,7 @@ class _Claimer:
     leases: Leases
     outcomes: Outcomes
     metrics: Metrics
+    crew: Crew
     room: Room
     poll_s: float
     exit_when_empty: bool
@@ -80,6 +83,7 @@ class _Claimer:
             wait = min(wait * 2, self.poll_s)
 
     async def _look(self) -> Claim | None:
+        await self.crew.some()
         await self.room.opened()
         claim = await self.leases.next()
         outlook = self.leases.outlook

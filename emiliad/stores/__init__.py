@@ -31,7 +31,8 @@ def open_store(
 
     `file:///dir` is a directory on this machine. No URL at all is the bucket of `r2`, and
     `s3://bucket` another bucket with the same endpoint and keys; `concurrency` and `limit_s` are
-    theirs (`S3Store`, which also says what is observed). Raises ConfigError for anything else, or when a setting of R2 is missing.
+    theirs (`S3Store`, which also says what is observed). Raises ConfigError for anything else, or
+    when a setting of R2 is missing.
     """
     if not is_remote(url):
         return observed(LocalStore(_directory(url)), observe, transferred)

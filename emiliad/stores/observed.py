@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
+
 from emiliad.errors import StoreError
 from emiliad.store import Object, ObjectInfo, Observe, Page, Store, Transferred, result_of
 
@@ -61,7 +63,7 @@ class _Observed:
     async def upload(self, key: str, path: Path) -> str:
         with self._request("upload"):
             etag = await self._store.upload(key, path)
-        self._transferred("out", path.stat().st_size)
+        self._transferred("out", (await anyio.Path(path).stat()).st_size)
         return etag
 
     async def download(self, key: str, path: Path) -> ObjectInfo:
