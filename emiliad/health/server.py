@@ -136,7 +136,9 @@ class HealthServer:
         return _Reply(encode(self._registry), content_type=content_type)
 
     def _as_json(self) -> _Reply:
-        body = json.dumps(_finite(self._status()), default=str, allow_nan=False)
+        # A status is told even while the loop stands still; it must say so, for it is stale.
+        status = {**self._status(), "not_alive": self._alive(), "not_ready": self._ready()}
+        body = json.dumps(_finite(status), default=str, allow_nan=False)
         return _Reply(body.encode(), content_type="application/json")
 
     def _handler(self) -> type[_Handler]:
@@ -208,7 +210,7 @@ def _text(status: HTTPStatus, sentence: str) -> _Reply:
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     try:
         return choose_encoder(accept)
-    except ValueError:  # a version that is no version
+    except (ValueError, TypeError):  # a version that is no version
         return choose_encoder("")
 
 
