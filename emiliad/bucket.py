@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from emiliad import stores
 from emiliad.config import Config
 from emiliad.patience import SAME_KEY_SPACING_S
 from emiliad.queue.tasks import Layout
@@ -34,6 +35,20 @@ class Bucket:
         return SAME_KEY_SPACING_S if self.remote else 0.0
 
 
+def objections(config: Config) -> list[str]:
+    """What keeps `opened` from opening these settings' bucket: a line for each variable."""
+    return stores.objections(config.store_url, _r2(config))
+
+
+def _r2(config: Config) -> R2:
+    return R2(
+        endpoint_url=config.r2_endpoint_url,
+        bucket=config.r2_bucket,
+        access_key_id=config.r2_access_key_id,
+        secret_access_key=config.r2_secret_access_key,
+    )
+
+
 @asynccontextmanager
 async def opened(
     config: Config,
@@ -55,12 +70,7 @@ async def opened(
     store = PatientStore(
         open_store(
             config.store_url,
-            R2(
-                endpoint_url=config.r2_endpoint_url,
-                bucket=config.r2_bucket,
-                access_key_id=config.r2_access_key_id,
-                secret_access_key=config.r2_secret_access_key,
-            ),
+            _r2(config),
             concurrency=requests,
             limit_s=config.store_timeout_s,
             observe=observe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,10 +223,16 @@ class Settings:
     autokick: AutokickConfig
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+    def from_env(
+        cls,
+        env: Mapping[str, str] | None = None,
+        *,
+        check: Callable[[Config], Iterable[str]] = lambda _: (),
+    ) -> Settings:
         """Those of `env`, by default of this process and its credentials file.
 
-        Raises ConfigError, with one message that names every offending variable.
+        `check` says what else is wrong with the daemon's settings, for those who need more. Raises
+        ConfigError, with one message that names every offending variable.
         """
         env = with_credentials(os.environ) if env is None else env
         problems: list[str] = []
@@ -236,9 +242,12 @@ class Settings:
                 parts.append(read(part, env))
             except SettingsError as error:
                 problems += error.problems
+                parts.append(error.rest)
+        settings = cls(*parts)  # type: ignore[arg-type]
+        problems += check(settings.daemon)
         if problems:
             raise ConfigError("the environment is not usable:\n  " + "\n  ".join(problems))
-        return cls(*parts)  # type: ignore[arg-type]
+        return settings
 
 
 def all_settings() -> Iterator[Setting]:

@@ -112,7 +112,15 @@ async def _operate(node: Node, stop: Stop, notifier: Notifier, *, exit_when_empt
     ttl_s = node.settings.daemon.lease_ttl_s
     async with anyio.create_task_group() as behind:
         behind.start_soon(partial(renew.run, leases=leases, metrics=metrics, ttl_s=ttl_s))
-        behind.start_soon(partial(sweep.run, sweeper=node.sweeper, metrics=metrics, every_s=ttl_s))
+        behind.start_soon(
+            partial(
+                sweep.run,
+                sweeper=node.sweeper,
+                every_s=ttl_s,
+                busy=lambda: bool(leases.held),
+                after=partial(_count_dead_letters, node),
+            )
+        )
         behind.start_soon(
             partial(
                 observe.run, board=node.board, metrics=metrics, leases=leases, scratch=node.scratch
@@ -122,6 +130,11 @@ async def _operate(node: Node, stop: Stop, notifier: Notifier, *, exit_when_empt
         with stop.work:
             await _flow(node, stop, exit_when_empty=exit_when_empty)
         behind.cancel_scope.cancel()
+
+
+def _count_dead_letters(node: Node) -> None:
+    if node.sweeper.dead_letters is not None:
+        node.metrics.failed_tasks.set(node.sweeper.dead_letters)
 
 
 async def _once_ready(node: Node, notifier: Notifier) -> None:

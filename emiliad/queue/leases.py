@@ -23,6 +23,7 @@ from emiliad.queue.cas import ABSENT, Verdict
 from emiliad.queue.claims import ClaimRecord, Stamp
 from emiliad.queue.holdings import Change, Holdings, Lease, Stamper
 from emiliad.queue.outputs import Outputs
+from emiliad.queue.rehome import rehome
 from emiliad.queue.scan import Batch, Outlook, Scan
 from emiliad.queue.tasks import Layout, parse_task
 from emiliad.queue.watch import Standing, Watch
@@ -30,7 +31,6 @@ from emiliad.store import Store
 from emiliad.types import Claim, Failure, Outcome, TaskRef
 
 LOST_LIMIT = 10  # vanished owners from which a task is given up
-ALONE_FROM = 3  # vanished owners from which a task runs alone: it may be what kills nodes
 _log = logs.get("leases")
 
 
@@ -71,7 +71,7 @@ class Leases:
         self._watch = Watch(owner=owner, ttl_s=ttl_s, clock=clock)
         self._scan = Scan(store, layout, self._watch, self.patience.rng)
         self._batch = Batch([], clock)
-        self._acquiring: list[Lease] = []  # claims whose first write is under way
+        self._taking: set[str] = set()  # tasks that are being leased
         self._publishing = 0
         self._looking = anyio.Lock()
         self._holdings = Holdings(
@@ -97,7 +97,9 @@ class Leases:
     @property
     def outlook(self) -> Outlook:
         """What the last `next` saw."""
-        return replace(self._scan.outlook, publishing=self._publishing)
+        seen = self._scan.outlook
+        complete = seen.complete and not self._scan.unusable  # those will be tasks
+        return replace(seen, complete=complete, publishing=self._publishing)
 
     async def next(self) -> Claim | None:
         """Leases some task; None if there is none to be taken now, which `outlook` explains.
@@ -112,16 +114,13 @@ class Leases:
             async with self._looking:
                 self._publishing = 0
                 self._scan.outlook = replace(self._scan.outlook, complete=False)
-                return None if self._is_alone else await self._search()
+                if self._holdings.alone:
+                    return None
+                await self._rehome()
+                return await self._search()
         except (Ambiguous, Throttled) as error:
             _log.warning("store.busy", reason=str(error))
             return None
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether a task is held, or about to be, that tolerates no other beside it."""
-        claims = [lease.claim for lease in (*self._holdings, *self._acquiring)]
-        return any(claim.lost >= ALONE_FROM for claim in claims)
 
     async def claim(self, episode_id: str) -> Claim | None:
         """Leases this task, if it is to be taken now."""
@@ -141,8 +140,17 @@ class Leases:
                     return claim
         return None
 
+    async def _rehome(self) -> None:
+        """Gives tasks that the last look saw under unusable ids others."""
+        while self._scan.unusable:
+            key = self._scan.unusable.pop()
+            moved = await rehome(
+                self.store, self.layout, key, stamp=self.stamp, patience=self.patience
+            )
+            self.given_up += not moved
+
     async def _try_batch(self) -> Claim | None:
-        while not self._is_alone and (episode_id := self._batch.pop()) is not None:
+        while not self._holdings.alone and (episode_id := self._batch.pop()) is not None:
             claim = await self._take(episode_id)
             if claim is not None:
                 self._batch.won()
@@ -150,7 +158,17 @@ class Leases:
         return None
 
     async def _take(self, episode_id: str) -> Claim | None:
-        """C1, C2, C3. The todo is read first, so that the claim can hold its keys."""
+        """C1, C2, C3, unless another call is at it."""
+        if episode_id in self._taking:
+            return None
+        self._taking.add(episode_id)
+        try:
+            return await self._lease(episode_id)
+        finally:
+            self._taking.remove(episode_id)
+
+    async def _lease(self, episode_id: str) -> Claim | None:
+        """The todo is read first, so that the claim can hold its keys."""
         if self._watch.standing(episode_id, self._holdings)[0] is not Standing.RIPE:
             return None
         if not self._batch.fresh and await self._is_taken(episode_id):
@@ -165,9 +183,9 @@ class Leases:
         except BadTask as error:
             task, flaw = TaskRef(episode_id, "", ""), str(error)
         lease = self._proposed(task)
-        if not self._is_tolerable(lease):
+        if not self._holdings.tolerates(lease):
             return None
-        if not await self._acquire(lease):
+        if not await self._holdings.acquire(lease):
             self._watch.forget(episode_id)
             self._batch.lost()
             return None
@@ -176,18 +194,6 @@ class Leases:
         except StoreError:
             await self.release(lease.claim)
             raise
-
-    def _is_tolerable(self, lease: Lease) -> bool:
-        """Whether a task may run beside what is held, or about to be."""
-        others = len(self._holdings) + len(self._acquiring)
-        return not self._is_alone and not (lease.claim.lost >= ALONE_FROM and others)
-
-    async def _acquire(self, lease: Lease) -> bool:
-        self._acquiring.append(lease)
-        try:
-            return await self._holdings.acquire(lease)
-        finally:
-            self._acquiring.remove(lease)
 
     async def _is_taken(self, episode_id: str) -> bool:
         """Whether somebody claimed a task since it was listed: to ask costs less than to race."""

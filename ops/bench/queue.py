@@ -1,24 +1,30 @@
 """Measures the queue: how fast it is filled, found and claimed from, and what requests cost.
 
-    python -m ops.bench.queue [--store URL] [--objects N] [--claims M]
+    python -m ops.bench.queue [--seaweedfs | --store URL] [--objects N] [--claims M]
     python -m ops.bench.queue --costs
     python -m ops.bench.queue --listing
+    python -m ops.bench.queue --verify
 
-The first fills a store with N raw files, runs `emiliad enqueue` on it twice and claims M tasks in a
-process of its own; the default store is a directory that is removed again. Those settings that the
-store needs come from the environment. The second counts requests over runs of the queue's own code
-on a store in memory. The third compares ways to list, with a round trip of 50 ms.
+The first fills a store with N raw files, runs `emiliad enqueue` on it twice, claims M tasks in a
+process of its own, and lets a daemon whose pipeline only pretends work for half a minute. The store
+is a directory that is removed again, an S3 server that is started for it, or what URL and the
+settings in the environment name. The second counts requests over runs of the queue's own code
+on a store in memory. The third compares ways to list, with a round trip of 50 ms; the
+fourth checks a tenth as many completed tasks of the old scripts as there are objects.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -31,9 +37,10 @@ from emiliad.parallel import for_each
 from emiliad.queue.enqueue import enqueue
 from emiliad.queue.leases import Leases
 from emiliad.queue.ranges import walk
+from emiliad.queue.verify import verify
 from emiliad.store import PAGE
 from ops.bench.costs import LAYOUT, MONTH_S, TTL_S, Bill, Idle, dollars, idle, whole_run
-from ops.bench.stores import SortedStore
+from ops.bench.stores import CountingStore, SortedStore
 
 FOLDERS = ("de", "en", "fr", "zh")
 NODES = 500
@@ -41,6 +48,7 @@ LOOK_S = 45.0  # between two looks of an idle node, on average
 SWEEP_S = 0.9 * TTL_S  # between two sweeps, on average
 EXTRA_PAGES = 1.4  # requests for a page when sixteen listers share the work
 ROUND_TRIP_S = 0.05
+WORK_S = 30.0  # for which the daemon is watched
 _console = Console(width=110)
 
 
@@ -48,27 +56,51 @@ def main() -> None:
     """Prints tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--store", metavar="URL", help="default: a new directory")
+    parser.add_argument("--seaweedfs", action="store_true", help="start an S3 server for it")
     parser.add_argument("--objects", type=int, default=100_000, metavar="N")
     parser.add_argument("--claims", type=int, default=2_000, metavar="M")
     parser.add_argument("--costs", action="store_true", help="count requests")
     parser.add_argument("--listing", action="store_true", help="compare ways to list")
+    parser.add_argument("--verify", action="store_true", help="check completed tasks")
     parser.add_argument("--claimer", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.costs:
         anyio.run(_costs)
     elif asked.listing:
         anyio.run(_listing, asked.objects)
+    elif asked.verify:
+        anyio.run(_verify, asked.objects // 10)
     elif asked.claimer:
         anyio.run(_claim, asked.claims)
     else:
-        with tempfile.TemporaryDirectory() as room:
-            store = asked.store or (Path(room) / "bucket").as_uri()
-            _speed(store, Path(room), asked.objects, asked.claims)
+        with tempfile.TemporaryDirectory() as name:
+            room = Path(name)
+            where = _seaweedfs(room) if asked.seaweedfs else _existing(asked.store, room)
+            with where:
+                os.environ["SCRATCH_DIR"] = str(room / "scratch")
+                _speed(asked.objects, asked.claims)
 
 
-def _speed(store: str, room: Path, objects: int, claims: int) -> None:
-    os.environ |= {"STORE_URL": store, "SCRATCH_DIR": str(room / "scratch")}
-    anyio.run(_fill, objects)
+@contextmanager
+def _existing(url: str | None, room: Path) -> Iterator[None]:
+    os.environ["STORE_URL"] = url or (room / "bucket").as_uri()
+    yield
+
+
+@contextmanager
+def _seaweedfs(room: Path) -> Iterator[None]:
+    """The server of the tests, which are installed where measurements are made."""
+    from tests.emiliad.weed import weed
+
+    (room / "server").mkdir()
+    with weed(room / "server") as server:
+        os.environ |= server.with_bucket().environment()
+        yield
+
+
+def _speed(objects: int, claims: int) -> None:
+    seconds = _seconds(anyio.run, _fill, objects)
+    _console.print(f"{objects:,} raw files put in {seconds:.1f} s")
     table = Table("step", "seconds", "a second", "peak memory", title=f"{objects:,} raw files")
     scans = ("enqueue", "enqueue again")
     for name in scans:
@@ -81,20 +113,66 @@ def _speed(store: str, room: Path, objects: int, claims: int) -> None:
     table.add_row(
         f"{claims:,} more claims", f"{rest:.1f}", f"{claims / rest:,.0f}", f"{mib:.0f} MiB"
     )
+    done, mib = _worked()
+    table.add_row(
+        f"{done:,} tasks by the daemon, all of them the queue's own work",
+        f"{WORK_S:.1f}",
+        f"{done / WORK_S:,.0f}",
+        f"{mib:.0f} MiB",
+    )
     _console.print(table)
 
 
-def _measured(*arguments: str) -> tuple[float, float, str]:
-    """Seconds, peak MiB and the output of a Python process."""
+def _seconds(run: Callable[..., object], *arguments: object) -> float:
     start = time.monotonic()
+    run(*arguments)
+    return time.monotonic() - start
+
+
+def _worked() -> tuple[int, float]:
+    """Tasks that a daemon completes when they take no time themselves, and its peak MiB."""
+    pretends = {"PIPELINE": "tests.emiliad.fake_pipelines:Fake", "FAKE_SECONDS": "0"}
+    env = {**os.environ, **pretends, "DEVICE": "cpu", "LOG_LEVEL": "warning", "HTTP_PORT": "0"}
+    before = anyio.run(_completed)
+    with subprocess.Popen([sys.executable, "-m", "emiliad", "run"], env=env) as daemon:
+        while anyio.run(_completed) == before:
+            time.sleep(0.2)
+        before = anyio.run(_completed)
+        time.sleep(WORK_S)
+        done = anyio.run(_completed) - before
+        mib = _peak_mib(daemon.pid)
+        daemon.send_signal(signal.SIGTERM)
+    return done, mib
+
+
+async def _completed() -> int:
+    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
+        return sum([len(page) async for page in bucket.store.list(bucket.layout.completed)])
+
+
+def _measured(*arguments: str) -> tuple[float, float, str]:
+    """Seconds, peak MiB and the output, of a few bytes, of a Python process."""
+    start, mib = time.monotonic(), 0.0
     with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            mib = _peak_mib(run.pid) or mib
+            time.sleep(0.05)
         assert run.stdout is not None
         said = run.stdout.read()
-        _, status, usage = os.wait4(run.pid, 0)
-        run.returncode = os.waitstatus_to_exitcode(status)
     if run.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {run.returncode}")
-    return time.monotonic() - start, usage.ru_maxrss / 1024, said
+    return time.monotonic() - start, mib, said
+
+
+def _peak_mib(pid: int) -> float:
+    """The most memory that a process has had; 0 if it is no more.
+
+    What `wait4` says of a child is at least what its parent has.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 async def _fill(objects: int) -> None:
@@ -146,6 +224,26 @@ async def _listing(objects: int) -> None:
         report = await enqueue(store, LAYOUT, dry_run=True, listers=listers)
         seconds = time.monotonic() - start
         _console.print(f"dry run, {listers} listers: {report.created:,} files in {seconds:.1f} s")
+
+
+async def _verify(records: int) -> None:
+    plain = SortedStore(ROUND_TRIP_S)
+    for number in range(records):
+        name = f"ep_{number:07}"
+        done = {"episode_id": name, "language": "en", "audio_key": f"{LAYOUT.raw}en/{name}.mp3"}
+        plain.objects[LAYOUT.completed_key(name)] = json.dumps(done).encode()
+        plain.objects[f"{LAYOUT.processed}en/{name}/all_segments.json"] = b"[{}]"
+    plain.fill(
+        [f"{LAYOUT.processed}en/ep_{n:07}/ep_{n:07}_000000.mp3" for n in range(records)], b"x"
+    )
+    store = CountingStore(plain)
+    start = time.monotonic()
+    report = await verify(store, LAYOUT)
+    seconds = time.monotonic() - start
+    _console.print(
+        f"{report.whole:,} records in {seconds:.1f} s, {records / seconds:,.0f} a second; for each "
+        f"{store.class_a / records:.2f} class A and {store.class_b / records:.2f} class B requests"
+    )
 
 
 async def _costs() -> None:
@@ -206,7 +304,7 @@ def _per_month(bill: Bill, idles: Mapping[int, Idle]) -> Table:
         bill.own_class_a * million,
         bill.class_b / bill.tasks * million,
     )
-    add("their todos, put by a scan of 1 M files", million + 2 * million / PAGE, 0)
+    add("their todos, put by a scan of 1 M files", bill.todo_a * million, bill.todo_b * million)
     add("a scan that finds 1 M completed", 2 * million / PAGE * EXTRA_PAGES, 1)
     add("1 M published objects", million, 0)
     add("1 M renewals", million, 0)
