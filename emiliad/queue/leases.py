@@ -262,10 +262,6 @@ class Leases:
             self._holdings.lose(lease)
         return not lease.lost.is_set()
 
-    async def renew_all(self) -> None:
-        """R, of every lease."""
-        await for_each(list(self.held.values()), self.renew)
-
     async def release(
         self, claim: Claim, *, retry_after_s: float = 0.0, interrupted: bool = False
     ) -> None:

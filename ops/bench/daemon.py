@@ -1,8 +1,8 @@
 """What the daemon itself costs: its memory, its event loop's lag, the executors' idle time.
 
-`python -m ops.bench.daemon [memory] [lag] [gap]`: all three by default, as tables. Real daemons with
-a pipeline without models (`ops.rig.pipeline`), on a directory and on SeaweedFS; for the idle time
-through a proxy that holds each request back for 200 ms.
+`python -m ops.bench.daemon [memory] [lag] [gap]`: all three by default, as tables. Real daemons
+with a pipeline without models (`ops.rig.pipeline`), on a directory and on SeaweedFS; for the idle
+time through a proxy that holds each request back for 200 ms.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _START_S = 60.0
 _DELAY_S = 0.2
 _TASK_S = 5.0
 _AUDIO = os.urandom(500_000)
+_DONE = ("emiliad_tasks_total", 'outcome="completed"')
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 
 Metrics = Mapping[tuple[str, str], float]  # by name and labels
@@ -59,6 +60,10 @@ class Daemon:
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def until_done(self, count: int) -> None:
+        """Waits until so many tasks are completed."""
+        self.until(lambda: self.metrics()[_DONE] >= count, 300.0)
 
     def until(self, holds: Callable[[], bool], seconds: float = _START_S) -> None:
         deadline = time.monotonic() + seconds
@@ -135,9 +140,6 @@ def _put(server: Server, key: str) -> None:
     server.client().put_object(Bucket=server.bucket, Key=key, Body=_AUDIO)
 
 
-Place = Callable[[Path, int], "contextmanager"]  # type: ignore[valid-type]
-
-
 def memory() -> None:
     """Resident memory at the start and after a hundred tasks."""
     print("| memory, MB | ready | after 100 tasks | peak |\n|---|---:|---:|---:|")
@@ -148,8 +150,7 @@ def memory() -> None:
             env = {**store, "RIG_SECONDS": "0.05"}
             daemon = stack.enter_context(running(folder, env))
             first = daemon.memory_mb()
-            completed = ("tasks_total", 'outcome="completed"')
-            daemon.until(lambda d=daemon: d.value(*completed) >= 100, 300)  # type: ignore[misc]
+            daemon.until_done(100)
             last, peak = daemon.memory_mb(), daemon.memory_mb("VmHWM")
             print(f"| {name} | {first:.0f} | {last:.0f} | {peak:.0f} |")
 
@@ -205,17 +206,14 @@ def gap(executors: tuple[int, ...] = (1, 4, 8), seconds: float = 40.0) -> None:
             store = stack.enter_context(on_s3(folder, tasks, _DELAY_S))
             env = {**store, "RIG_SECONDS": str(_TASK_S), "CPU_EXECUTORS": str(count)}
             daemon = stack.enter_context(running(folder, env))
-            done = ("tasks_total", 'outcome="completed"')
-            daemon.until(lambda d=daemon, n=count: d.value(*done) >= n)  # type: ignore[misc]
+            daemon.until_done(count)
             before, held, end = daemon.metrics(), 0.0, time.monotonic() + seconds
             while time.monotonic() < end:
                 held = max(held, daemon.value("leases_held"))
                 time.sleep(0.5)
             after = daemon.metrics()
             idle, busy = (_grown(before, after, kind) for kind in ("idle", "busy"))
-            finished = (
-                after["emiliad_tasks_total", done[1]] - before["emiliad_tasks_total", done[1]]
-            )
+            finished = after[_DONE] - before[_DONE]
             with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/status") as answer:
                 bound = json.load(answer)["most_leases"]
             share = idle / (idle + busy)
