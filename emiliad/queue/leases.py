@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 
 import anyio
 
@@ -91,8 +92,7 @@ class Leases:
     @property
     def oldest_write_s(self) -> float | None:
         """Seconds since the lease that was renewed longest ago was; None without leases."""
-        now = self._clock()
-        return max((now - lease.written_s for lease in self._holdings), default=None)
+        return max((self._clock() - lease.written_s for lease in self._holdings), default=None)
 
     @property
     def outlook(self) -> Outlook:
@@ -262,6 +262,10 @@ class Leases:
             self._holdings.lose(lease)
         return not lease.lost.is_set()
 
+    async def renew_all(self) -> None:
+        """R, of every lease."""
+        await for_each(list(self.held.values()), self.renew)
+
     async def release(
         self, claim: Claim, *, retry_after_s: float = 0.0, interrupted: bool = False
     ) -> None:
@@ -270,11 +274,8 @@ class Leases:
         if lease is None:
             return
         lease.interrupted |= interrupted  # also if this call is cut off, and `release_all` ends it
-
-        def change(record: ClaimRecord, stamp: Stamp) -> ClaimRecord:
-            return record.hand_back(stamp, retry_after_s, interrupted=lease.interrupted)
-
-        await self._end(lease, change)
+        again = partial(ClaimRecord.hand_back, interrupted=lease.interrupted)
+        await self._end(lease, lambda record, stamp: again(record, stamp, retry_after_s))
 
     async def release_all(self) -> None:
         """G, of every lease, and of those of which it is not known whether they are ours."""

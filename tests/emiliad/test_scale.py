@@ -126,8 +126,7 @@ async def test_an_idle_node_reads_few_renewed_claims(tmp_path: Path) -> None:
     store.counts.clear()
     for _ in range(3):
         clock.now += 90.0
-        for claim in busy.leases.held.values():
-            await busy.leases.renew(claim)
+        await busy.leases.renew_all()
         assert await waits.leases.next() is None
     assert store.counts["get processing_in_progress"] == 3 * 100
     await busy.leases.release(claims[0])
