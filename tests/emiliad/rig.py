@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -150,6 +152,31 @@ class Daemon:
     def ends(self) -> int:
         """Waits for the daemon to end by itself and returns its exit code."""
         return self.process.wait(PATIENCE_S)
+
+    @property
+    def port(self) -> int:
+        """Where it answers over HTTP."""
+        return int(self.until("health.listening")["port"])
+
+    def ask(self, path: str) -> str:
+        """The body of its answer, be that good or bad news."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.read().decode()
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.ask("/status")))
+
+    def metric(self, name: str, labels: str = "") -> float:
+        """A sample's value, named as Prometheus shows it, without the prefix."""
+        wanted = f"emiliad_{name}{labels} "
+        lines = self.ask("/metrics").splitlines()
+        (value,) = [line.removeprefix(wanted) for line in lines if line.startswith(wanted)]
+        return float(value)
 
     def executors(self) -> list[int]:
         """The pids of the executors that it has started."""
