@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from emiliad.credentials import with_credentials
 from emiliad.errors import ConfigError
 from pipeline.config import PipelineConfig
 from pipeline.settings import Setting, SettingsError, declared, read, setting
@@ -106,11 +107,38 @@ class Config:
     retry_backoff_s: float = setting(
         "RETRY_BACKOFF_S", 30.0, "seconds before a retry; doubles each time", minimum=0.0
     )
-    prefetch_depth: int = setting(
-        "PREFETCH_DEPTH", 2, "episodes downloaded ahead of the executors", minimum=0, maximum=64
+    prefetch_depth: int | None = setting(
+        "PREFETCH_DEPTH",
+        None,
+        "episodes downloaded ahead of the executors, one at least; default: one for each, two at "
+        "least",
+        minimum=0,
+        maximum=64,
+    )
+    prefetch_concurrency: int | None = setting(
+        "PREFETCH_CONCURRENCY",
+        None,
+        "of them, downloaded at the same time; default: one for every two executors, two at least",
+        minimum=1,
+        maximum=64,
+    )
+    scratch_limit_gb: float | None = setting(
+        "SCRATCH_LIMIT_GB",
+        None,
+        "GB of audio in scratch at most, but one larger file alone; default: what leaves a tenth "
+        "of the disk free",
+        minimum=0.0,
+    )
+    upload_episodes: int | None = setting(
+        "UPLOAD_EPISODES",
+        None,
+        "finished episodes uploaded at the same time; default: two for each executor, four at "
+        "least",
+        minimum=1,
+        maximum=256,
     )
     upload_concurrency: int = setting(
-        "UPLOAD_CONCURRENCY", 8, "outputs uploaded at the same time", minimum=1, maximum=256
+        "UPLOAD_CONCURRENCY", 8, "outputs of each uploaded at the same time", minimum=1, maximum=256
     )
     poll_s: float | None = setting(
         "POLL_S",
@@ -201,11 +229,12 @@ class Settings:
         *,
         check: Callable[[Config], Iterable[str]] = lambda _: (),
     ) -> Settings:
-        """Raises ConfigError, with one message that names every offending variable.
+        """Those of `env`, by default of this process and its credentials file.
 
-        `check` says what else is wrong with the daemon's settings, for those who need more.
+        `check` says what else is wrong with the daemon's settings, for those who need more. Raises
+        ConfigError, with one message that names every offending variable.
         """
-        env = os.environ if env is None else env
+        env = with_credentials(os.environ) if env is None else env
         problems: list[str] = []
         parts = []
         for part in (Config, PipelineConfig, AutokickConfig):

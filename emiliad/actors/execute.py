@@ -97,7 +97,7 @@ class _Hands:
                     crew.dismiss()
         except anyio.get_cancelled_exc_class():
             if item is not None:
-                await self._release(item, why="the daemon stops")
+                await self.outcomes.stopped(item.claim, item.workdir)
             raise
         return item
 
@@ -120,18 +120,16 @@ class _Hands:
                     self.keeper.crew.dismiss()
         finally:
             if item is not None:
-                await self._release(item, why="no executor can work")
-
-    async def _release(self, item: Prefetched, why: str) -> None:
-        with anyio.CancelScope(shield=True):
-            await self.outcomes.released(item.claim, item.workdir, why=why)
+                why = "no executor can work"
+                await self.outcomes.released(item.claim, item.workdir, why=why)
 
     async def _process(self, item: Prefetched, outbox: MemoryObjectSendStream[Processed]) -> None:
+        self.outcomes.begun(item.claim)
         try:
             result = await self._patiently(item)
             await self._settle(item, result, outbox)
         except anyio.get_cancelled_exc_class():
-            await self._release(item, why="the daemon stops")
+            await self.outcomes.stopped(item.claim, item.workdir)
             raise
         finally:
             self.keeper.board.end(self.keeper.name)

@@ -22,12 +22,16 @@ class Sweeper(Protocol):
 
 
 async def run(
-    *, sweeper: Sweeper, every_s: float, busy: Callable[[], bool] = lambda: False
+    *,
+    sweeper: Sweeper,
+    every_s: float,
+    busy: Callable[[], bool] = lambda: False,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs until it is cancelled; the first sweep comes early, so that restarts mend at once.
 
     A `busy` node sweeps rarely once it has nothing to mend: in a fleet there is always one that
-    does, and each sweep is three listings.
+    does, and each sweep is three listings. `after` is called after each.
     """
     wait = min(1.0, every_s)
     passed, wanted, known = 0, 1, False
@@ -38,6 +42,7 @@ async def run(
         if busy() and passed < wanted:
             continue
         mended = await sweeper.sweep_once()
+        after()
         passed, wanted, known = 0, RARELY if known and not mended else SOON, True
         if mended:
             _log.info("sweep.done", **mended)
