@@ -56,7 +56,6 @@ class Row:
     device: str
     state: str = ""
     since: float = 0.0
-    counted: float = 0.0  # up to when its time is in the metrics
     pid: int | None = None
     memory_bytes: int = 0
     tasks: int = 0
@@ -159,24 +158,21 @@ class Board:
         now = self._clock()
         with self._lock:
             row = self._executors.setdefault(name, Row(name, device))
-            self._count_time(row, now)
-            if row.state:
-                self._metrics.executors.labels(row.state).dec()
+            self._leave(row, now)
             row.state, row.since, row.device = state, now, device or row.device
             for key, value in seen.items():
                 setattr(row, key, value)
         self._metrics.executors.labels(state).inc()
         self._count_ready()
 
-    def _count_time(self, row: Row, now: float) -> None:
-        """Counts time as it passes: a task of an hour is not idleness until it ends."""
-        busy = self._metrics.executor_busy_seconds.labels(row.name)
-        idle = self._metrics.executor_idle_seconds.labels(row.name)
+    def _leave(self, row: Row, now: float) -> None:
+        if not row.state:
+            return
+        self._metrics.executors.labels(row.state).dec()
         if row.state == "busy":
-            busy.inc(now - row.counted)
+            self._metrics.executor_busy_seconds.labels(row.name).inc(now - row.since)
         elif row.state == "idle":
-            idle.inc(now - row.counted)
-        row.counted = now
+            self._metrics.executor_idle_seconds.labels(row.name).inc(now - row.since)
 
     def restarted(self, name: str, reason: str, why: str) -> None:
         """Counts that an executor must be started again; `reason` is the metric's label."""
@@ -189,9 +185,7 @@ class Board:
     def memory(self, name: str, size: int) -> None:
         """Notes the resident memory of an executor, in bytes."""
         with self._lock:
-            row = self._executors[name]
-            row.memory_bytes = size
-            self._count_time(row, self._clock())
+            self._executors[name].memory_bytes = size
         self._metrics.executor_memory_bytes.labels(name).set(size)
 
     def begin(self, name: str, claim: Claim) -> None:
