@@ -136,7 +136,9 @@ class HealthServer:
         return _Reply(encode(self._registry), content_type=content_type)
 
     def _as_json(self) -> _Reply:
-        body = json.dumps(_finite(self._status()), default=str, allow_nan=False)
+        # A status is told even while the loop stands still; it must say so, for it is stale.
+        status = {**self._status(), "not_alive": self._alive(), "not_ready": self._ready()}
+        body = json.dumps(_finite(status), default=str, allow_nan=False)
         return _Reply(body.encode(), content_type="application/json")
 
     def _handler(self) -> type[_Handler]:
