@@ -104,6 +104,8 @@ class Board:
         if left:
             self._metrics.executors.labels(left).dec()
         self._metrics.executors.labels(state).inc()
+        for spent in (self._metrics.executor_busy_seconds, self._metrics.executor_idle_seconds):
+            spent.labels(name)  # at 0, from the start
         self._count_ready()
 
     def _accrue(self, row: Row, now: float) -> None:

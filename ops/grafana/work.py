@@ -149,7 +149,7 @@ EXECUTORS = Row(
         ),
         Panel(
             "Executors by state",
-            "Dead ones are given up until the daemon restarts; its /status says why.",
+            "Dead ones are given up, and tried again ever more rarely; /status says why.",
             "short",
             (Query(f"sum by (state) (emiliad_executors{{{CHOSEN}}})", "{{state}}"),),
             "stack",
