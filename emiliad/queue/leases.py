@@ -88,6 +88,12 @@ class Leases:
         return {lease.episode_id: lease.claim for lease in self._holdings}
 
     @property
+    def oldest_write_s(self) -> float | None:
+        """Seconds since the lease that was renewed longest ago was; None without leases."""
+        now = self._clock()
+        return max((now - lease.written_s for lease in self._holdings), default=None)
+
+    @property
     def outlook(self) -> Outlook:
         """What the last `next` saw."""
         return replace(self._scan.outlook, publishing=self._publishing)
@@ -174,7 +180,7 @@ class Leases:
         seen = self._watch.get(task.episode_id)
         before = seen.record if seen is not None and seen.record else ClaimRecord(task)
         record = before.lease_to(self.stamp(), task)
-        claim = Claim(task, record.attempt, record.lost, record.lease)
+        claim = Claim(task, record.attempt, record.lost, record.lease, record.interrupted)
         return Lease(claim, record, seen.etag if seen else ABSENT)
 
     async def _is_good(self, lease: Lease, flaw: str | None) -> bool:
@@ -230,11 +236,19 @@ class Leases:
         """R, of every lease."""
         await for_each(list(self.held.values()), self.renew)
 
-    async def release(self, claim: Claim, *, retry_after_s: float = 0.0) -> None:
-        """G: hands a task back; it counts for nothing."""
+    async def release(
+        self, claim: Claim, *, retry_after_s: float = 0.0, interrupted: bool = False
+    ) -> None:
+        """G: hands a task back; no attempt counts. `interrupted`: its processing had begun."""
         lease = self._holdings.of(claim)
-        if lease is not None:
-            await self._end(lease, lambda record, stamp: record.hand_back(stamp, retry_after_s))
+        if lease is None:
+            return
+        lease.interrupted |= interrupted  # also if this call is cut off, and `release_all` ends it
+
+        def change(record: ClaimRecord, stamp: Stamp) -> ClaimRecord:
+            return record.hand_back(stamp, retry_after_s, interrupted=lease.interrupted)
+
+        await self._end(lease, change)
 
     async def release_all(self) -> None:
         """G, of every lease, and of those of which it is not known whether they are ours."""
