@@ -42,6 +42,9 @@ def _on_gpus(
     settings: Settings, env: Mapping[str, str], gpus: tuple[Gpu, ...]
 ) -> tuple[Executor, ...]:
     workers = settings.daemon.workers_per_gpu
+    for gpu in gpus:
+        if gpu.fault:
+            _log.error("gpu.sick", index=gpu.index, uuid=gpu.uuid, said=gpu.fault)
     return tuple(
         _executor(
             f"gpu{gpu.index}.{worker}",

@@ -187,9 +187,9 @@ def _draw_states(axes: Axes, named: list[tuple[str, Series]]) -> None:
 
 
 def _time_axis(axes: Axes, span: tuple[float, float]) -> None:
-    locator = AutoDateLocator(maxticks=6)
+    locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.set_xlim(span[0] / 86400, span[1] / 86400)
     axes.grid(visible=True, alpha=0.3)
 

@@ -42,14 +42,12 @@ async def run(
     async with inbox, outbox:
         try:
             while not keeper.crew.dismissed.is_set():
-                if not keeper.up and not await keeper.start():
+                if keeper.given_up:
                     await hands.rest(inbox)
-                    continue
-                item = await hands.next(inbox)
-                if item is not None:
-                    await hands.process(item, outbox)
-                elif not keeper.executor.alive:
-                    await keeper.died()
+                elif keeper.up:
+                    await hands.take(inbox, outbox)
+                else:
+                    await keeper.start()
         finally:
             with anyio.CancelScope(shield=True):
                 await keeper.end()
@@ -75,7 +73,19 @@ class _Hands:
     outcomes: Outcomes
     deadline: Deadline
 
-    async def next(self, inbox: MemoryObjectReceiveStream[Prefetched]) -> Prefetched | None:
+    async def take(
+        self,
+        inbox: MemoryObjectReceiveStream[Prefetched],
+        outbox: MemoryObjectSendStream[Processed],
+    ) -> None:
+        """Waits for the next task and does it, or for the child's death while there is none."""
+        item = await self._next(inbox)
+        if item is not None:
+            await self._process(item, outbox)
+        elif not self.keeper.executor.alive:
+            await self.keeper.died()
+
+    async def _next(self, inbox: MemoryObjectReceiveStream[Prefetched]) -> Prefetched | None:
         """The next task; None when the child died, the crew was dismissed, or there is none."""
         crew = self.keeper.crew
         item: Prefetched | None = None
@@ -113,7 +123,7 @@ class _Hands:
                 why = "no executor can work"
                 await self.outcomes.released(item.claim, item.workdir, why=why)
 
-    async def process(self, item: Prefetched, outbox: MemoryObjectSendStream[Processed]) -> None:
+    async def _process(self, item: Prefetched, outbox: MemoryObjectSendStream[Processed]) -> None:
         self.outcomes.begun(item.claim)
         try:
             result = await self._patiently(item)

@@ -103,9 +103,10 @@ def _take_protocol() -> tuple[int, int, int]:
 def _put_standard_streams(stderr: int) -> None:
     """Makes fd 0 empty, and 1 and 2 lead to the host's log, whatever they were before."""
     null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    if null:
+    if null != 0:
+        os.dup2(null, 0)
         os.close(null)
+    os.set_inheritable(0, True)
     os.dup2(stderr, 1)
     os.dup2(stderr, 2)
 
@@ -115,11 +116,14 @@ def _prepare_signals() -> None:
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the host asks: where are you?
     if os.getpgrp() != os.getpid():
         os.setsid()  # the host has done so already
-    # Whoever stops the daemon by signalling all of its processes (a terminal, a container without
-    # an init, systemd's KillMode=control-group) must not take the task that it drains. The end of
-    # stdin ends this process, SIGKILL, and the death of its parent.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever stops the daemon by signalling all of its processes (a container without an init,
+    # systemd's KillMode=control-group) must not take the task that it drains: this process ends
+    # with its stdin, by SIGKILL, or with its parent. A handler, for programs would inherit SIG_IGN,
+    # and no library could end those that it starts.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.siginterrupt(signal.SIGTERM, False)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def load(reference: str) -> tuple[Pipeline, str]:

@@ -59,8 +59,9 @@ class Keeper:
         self.executor = executor
         self.crew = crew
         self.board = board
-        self.up = False
-        self.pause_s = upkeep.executor_pause_s  # before it is tried again, once it was given up
+        self.up = False  # its models are loaded
+        self.given_up = False  # it is to rest before it is started again
+        self.pause_s = upkeep.executor_pause_s  # how long
         self._upkeep = upkeep
         self._strikes = 0
         self._wear = Wear(upkeep.recycle_tasks, upkeep.recycle_growth_gb, upkeep.recycle_memory_gb)
@@ -187,7 +188,7 @@ class Keeper:
             await self.replace(reason, why)
 
     async def _give_up(self, why: str) -> None:
-        self.up = False
+        self.up, self.given_up = False, True
         await self.executor.close()
         self.crew.down(self.name)
         self.board.show(self.name, "dead", pid=None, reason=why)
@@ -197,6 +198,7 @@ class Keeper:
 
     def rested(self) -> None:
         """Notes that a pause is over; the next one is twice as long, until a task is done."""
+        self.given_up = False
         self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
 
     async def end(self) -> None:

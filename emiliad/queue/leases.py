@@ -71,6 +71,7 @@ class Leases:
         self._watch = Watch(owner=owner, ttl_s=ttl_s, clock=clock)
         self._scan = Scan(store, layout, self._watch, self.patience.rng)
         self._batch = Batch([], clock)
+        self._acquiring: list[Lease] = []  # claims whose first write is under way
         self._publishing = 0
         self._looking = anyio.Lock()
         self._holdings = Holdings(
@@ -99,17 +100,28 @@ class Leases:
         return replace(self._scan.outlook, publishing=self._publishing)
 
     async def next(self) -> Claim | None:
-        """Leases some task; None if there is none to be taken now, which `outlook` explains."""
-        async with self._looking:
-            self._publishing = 0
-            self._scan.outlook = replace(self._scan.outlook, complete=False)
-            if any(claim.lost >= ALONE_FROM for claim in self.held.values()):
-                return None
-            try:
-                return await self._search()
-            except (Ambiguous, Throttled) as error:
-                _log.warning("store.busy", reason=str(error))
-                return None
+        """Leases some task; None if there is none to be taken now, which `outlook` explains.
+
+        Several may ask at a time: they take from one page of candidates side by side, and when that
+        is used up one of them looks for another.
+        """
+        try:
+            claim = await self._try_batch()
+            if claim is not None:
+                return claim
+            async with self._looking:
+                self._publishing = 0
+                self._scan.outlook = replace(self._scan.outlook, complete=False)
+                return None if self._is_alone else await self._search()
+        except (Ambiguous, Throttled) as error:
+            _log.warning("store.busy", reason=str(error))
+            return None
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether a task is held, or about to be, that tolerates no other beside it."""
+        claims = [lease.claim for lease in (*self._holdings, *self._acquiring)]
+        return any(claim.lost >= ALONE_FROM for claim in claims)
 
     async def claim(self, episode_id: str) -> Claim | None:
         """Leases this task, if it is to be taken now."""
@@ -130,7 +142,7 @@ class Leases:
         return None
 
     async def _try_batch(self) -> Claim | None:
-        while (episode_id := self._batch.pop()) is not None:
+        while not self._is_alone and (episode_id := self._batch.pop()) is not None:
             claim = await self._take(episode_id)
             if claim is not None:
                 self._batch.won()
@@ -153,9 +165,9 @@ class Leases:
         except BadTask as error:
             task, flaw = TaskRef(episode_id, "", ""), str(error)
         lease = self._proposed(task)
-        if lease.claim.lost >= ALONE_FROM and len(self._holdings):
+        if not self._is_tolerable(lease):
             return None
-        if not await self._holdings.acquire(lease):
+        if not await self._acquire(lease):
             self._watch.forget(episode_id)
             self._batch.lost()
             return None
@@ -164,6 +176,18 @@ class Leases:
         except StoreError:
             await self.release(lease.claim)
             raise
+
+    def _is_tolerable(self, lease: Lease) -> bool:
+        """Whether a task may run beside what is held, or about to be."""
+        others = len(self._holdings) + len(self._acquiring)
+        return not self._is_alone and not (lease.claim.lost >= ALONE_FROM and others)
+
+    async def _acquire(self, lease: Lease) -> bool:
+        self._acquiring.append(lease)
+        try:
+            return await self._holdings.acquire(lease)
+        finally:
+            self._acquiring.remove(lease)
 
     async def _is_taken(self, episode_id: str) -> bool:
         """Whether somebody claimed a task since it was listed: to ask costs less than to race."""
