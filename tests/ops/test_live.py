@@ -43,7 +43,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A daemon with two executors at work, one task in ten bad, and an autokicker."""
     folder = tmp_path_factory.mktemp("fleet")
     bucket = Bucket(folder, {"CPU_EXECUTORS": "2", "FAKE_SECONDS": "0.2", "RECYCLE_TASKS": "20"})
-    enqueue(bucket, *(f"talk-{n}" for n in range(400)), "bad_audio-1", "raises-1")
+    enqueue(bucket, *(f"talk-{n}" for n in range(200)), "bad_audio-1", "raises-1")
     with ExitStack() as stack:
         daemon = stack.enter_context(bucket.daemon())
         autokick = stack.enter_context(leading_autokicker())
@@ -56,7 +56,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         )
         until_seen(server, 'emiliad_tasks_total{outcome="completed"}', 20)
         until_seen(server, "count_over_time(emiliad_ready[1m])", 8)
-        until_seen(server, "instance:emiliad_audio_seconds:rate1h", 0.1)
+        until_seen(server, "instance:emiliad_audio_seconds:rate1h", 0.001)
         yield Fleet(server)
 
 
