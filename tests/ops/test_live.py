@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,11 +33,12 @@ NOW = Choice(step_s=1, scrape_s=1, window="1m")
 FASTER = 300  # times: an hour passes in twelve seconds
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """What the tests of this module look at."""
 
     prometheus: Prometheus
+    daemon: str  # its address
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +60,23 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         until_seen(server, 'emiliad_tasks_total{outcome="completed"}', 20)
         until_seen(server, "count_over_time(emiliad_ready[1m])", 8)
         until_seen(server, "instance:emiliad_audio_seconds:rate1h", 0.001)
-        yield Fleet(server)
+        yield Fleet(server, address(daemon))
 
 
 def test_prometheus_reaches_all_that_it_scrapes(fleet: Fleet) -> None:
     """The pages are in a format that it understands, to the last line."""
     assert {target["health"] for target in fleet.prometheus.targets()} == {"up"}
     assert {target["lastError"] for target in fleet.prometheus.targets()} == {""}
+
+
+def test_the_metrics_keep_prometheus_conventions(fleet: Fleet) -> None:
+    """Names, units, help texts and types, as promtool knows them."""
+    with urllib.request.urlopen(f"http://{fleet.daemon}/metrics") as page:
+        text = page.read()
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, "")
 
 
 @pytest.mark.parametrize("panel", [*panels()], ids=lambda panel: str(panel["title"]))
@@ -136,7 +149,7 @@ def test_alerts_fire_when_real_daemons_break(tmp_path: Path) -> None:
         until_seen(server, "count_over_time(emiliad_ready[1m])", 3)
         enqueue(buckets["sick"], "segfault-1")
         enqueue(buckets["draining"], "slow-1")
-        enqueue(buckets["failing"], *_names("exit42", 9), *_names("bad_audio", 9))
+        enqueue(buckets["failing"], *_names("exit42", 20), *_names("bad_audio", 20))
         until_seen(server, f'emiliad_executors{{instance="{at["draining"]}", state="busy"}}', 1)
         daemons["killed"].signal(signal.SIGKILL)
         daemons["draining"].signal(signal.SIGTERM)

@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from emiliad.config import all_settings
 from emiliad.metrics import Metrics
+from emiliad.types import Outcome
 from ops.prometheus import local
 from tests.ops.live import ROOT, RULES
 
@@ -150,3 +151,16 @@ def test_the_runbook_names_only_commands_that_exist() -> None:
     )
     assert commands
     assert all(re.search(rf"\b{command}\b", done.stdout) for command in commands)
+
+
+def test_the_runbook_looks_for_log_lines_that_are_written() -> None:
+    """An event that was renamed would be looked for in vain."""
+    sought: set[str] = set()
+    for pattern in re.findall(r'"event": "([^\' ]+)', RUNBOOK.read_text()):
+        stem, _, rest = pattern.strip('"').replace("\\", "").partition("(")
+        sought |= {stem + end for end in rest.rstrip(')".').split("|")}
+    code = "".join(path.read_text() for path in (ROOT / "emiliad").rglob("*.py"))
+    assert {"task.failed", "loop.stalled"} <= sought, "the pattern finds nothing"
+    written = {*re.findall(r"_log\.\w+\(\s*\"([a-z_.]+)\"", code)}
+    written |= {f"task.{outcome}" for outcome in Outcome}
+    assert [name for name in sought if not any(w.startswith(name) for w in written)] == []
