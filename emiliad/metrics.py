@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from emiliad.store import OPERATIONS, RESULTS
 from emiliad.types import Outcome
@@ -96,6 +96,8 @@ class Metrics:
         )
         self.loop_stalls = self._counter("loop_stalls", "Times that the event loop stood still")
         self.info = self._gauge("daemon_info", "1, with what this daemon is", "version")
+        # process_resident_memory_bytes, process_start_time_seconds and such, of the daemon itself.
+        ProcessCollector(registry=self.registry)
         self.autokick = AutokickMetrics(self.registry)
         self._start_at_zero()
 
