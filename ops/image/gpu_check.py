@@ -9,6 +9,7 @@ import ctypes
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 # By their names alone, as the libraries ask for them: CTranslate2 for the first, torch and ONNX
@@ -22,10 +23,8 @@ def problems() -> Iterator[str]:
     import onnxruntime
     import torch
 
-    try:
+    with suppress(PackageNotFoundError):  # not there, as it should be
         yield f"onnxruntime {version('onnxruntime')} hides onnxruntime-gpu"
-    except PackageNotFoundError:
-        pass  # as it should be
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         yield "this ONNX Runtime is built without CUDA"
     if not (torch.version.cuda or "").startswith("13."):

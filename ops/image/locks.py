@@ -1,7 +1,7 @@
 """Pins what the images hold, with hashes: `python -m ops.image.locks` (`make locks`).
 
-Each file is the whole set, installed with `--no-deps`: nothing that is not in it gets in. That is how
-the GPU image comes without `onnxruntime`, which faster-whisper asks for, and which would hide
+Each file is the whole set, installed with `--no-deps`: nothing that is not in it gets in. That is
+how the GPU image comes without `onnxruntime`, which faster-whisper asks for, and which would hide
 `onnxruntime-gpu` by overwriting its files.
 """
 
@@ -36,7 +36,7 @@ GPU = Lock("requirements-gpu.txt", ".[gpu]", frozenset({"onnxruntime"}))
 LOCKS = {"slim": SLIM, "gpu": GPU}
 
 _HEAD = """\
-# What the image `{name}` holds, on Linux x86-64 with Python 3.11. Made by `make locks`; install with
+# What the image `{name}` holds, for Linux x86-64 and Python 3.11. Made by `make locks`.
 #   pip install --no-deps --require-hashes -r {file}
 """
 

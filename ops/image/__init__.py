@@ -1,1 +1,0 @@
-"""What makes and checks the container images."""
