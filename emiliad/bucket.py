@@ -14,8 +14,7 @@ from emiliad.stores import is_remote, open_store
 from emiliad.stores.patient import PatientStore
 from emiliad.stores.r2 import R2
 
-UPLOADERS = 4  # episodes whose outputs a daemon uploads at the same time
-_OTHER_REQUESTS = 32  # beside those uploads: downloads, renewals, the sweep
+_REQUESTS = 64  # at a time, of commands that say nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,16 @@ class Bucket:
 
 @asynccontextmanager
 async def opened(
-    config: Config, *, observe: Observe | None = None, transferred: Transferred | None = None
+    config: Config,
+    *,
+    requests: int = _REQUESTS,
+    observe: Observe | None = None,
+    transferred: Transferred | None = None,
 ) -> AsyncIterator[Bucket]:
-    """The bucket for the length of a block. Raises ConfigError when it cannot be opened."""
+    """The bucket for the length of a block, asked so much at a time at most.
+
+    Raises ConfigError when it cannot be opened.
+    """
     layout = Layout.under(
         raw_prefix=config.raw_audio_prefix,
         processed_prefix=config.processed_prefix,
@@ -55,7 +61,7 @@ async def opened(
                 access_key_id=config.r2_access_key_id,
                 secret_access_key=config.r2_secret_access_key,
             ),
-            concurrency=UPLOADERS * config.upload_concurrency + _OTHER_REQUESTS,
+            concurrency=requests,
             limit_s=config.store_timeout_s,
             observe=observe,
             transferred=transferred,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from emiliad import logs
 from emiliad.config import Settings
@@ -125,15 +123,12 @@ def _enqueue(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Until the daemon listens to signals itself it holds nothing, and may go at once.
-    signal.signal(signal.SIGTERM, _leave)
+    from emiliad import signals
+
+    signals.before_the_loop()
     from emiliad.commands import daemon
 
     return daemon.run(_settings(), exit_when_empty=arguments.exit_when_empty)
-
-
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit(DONE)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -68,6 +68,9 @@ class Metrics:
         self.scratch_free_bytes = self._gauge(
             "scratch_free_bytes", "What the scratch file system has left, in bytes"
         )
+        self.scratch_full = self._gauge(
+            "scratch_full", "1 since an episode did not fit the scratch disk, until one does again"
+        )
         self.failed_tasks = self._gauge("failed_tasks", "Dead letters in the queue, as last seen")
         self.executor_busy_seconds = self._counter(
             "executor_busy_seconds", "Time that an executor spent on tasks, in seconds", "executor"

@@ -6,6 +6,7 @@ Each row of the dashboard becomes a picture, from the same JSON and the same que
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import time
@@ -28,6 +29,7 @@ _UNITS = (("s", 60, 1), ("min", 3600, 60), ("h", 86400, 3600))  # name, up to, s
 _SPAN = re.compile(r"(\d+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHOWN = 12  # series in a legend; the rest is drawn without a name
+_HEADROOM = 1.3  # above the highest curve, for the legend
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,6 +149,14 @@ def _draw_stat(
     axes.set_yticks([])
 
 
+def _colours(panel: Mapping[str, Any]) -> dict[str, str]:
+    """The colours that mean something, by the name of the series."""
+    return {
+        override["matcher"]["options"]: override["properties"][0]["value"]["fixedColor"]
+        for override in panel["fieldConfig"]["overrides"]
+    }
+
+
 def _draw_series(
     axes: Axes,
     panel: Mapping[str, Any],
@@ -156,40 +166,52 @@ def _draw_series(
 ) -> None:
     custom = panel["fieldConfig"]["defaults"].get("custom", {})
     if panel["type"] == "state-timeline":
-        _draw_states(axes, named)
+        _draw_states(axes, named, _colours(panel))
     elif custom.get("stacking", {}).get("mode") == "normal":
-        _draw_stack(axes, named, bars=custom.get("drawStyle") == "bars")
+        _draw_stack(axes, named, _colours(panel), bars=custom.get("drawStyle") == "bars")
     else:
         for name, series in named:
             axes.plot(*_columns(series), label=_legend(name, series, unit), linewidth=1)
     if panel["type"] != "state-timeline":
-        axes.set_ylim(bottom=0, top=panel["fieldConfig"]["defaults"].get("max"))
+        most = panel["fieldConfig"]["defaults"].get("max") or axes.get_ylim()[1]
+        axes.set_ylim(bottom=0, top=most * _HEADROOM)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value, unit)))
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[:_SHOWN], labels[:_SHOWN], loc="upper left", fontsize=6, ncols=2)
     _time_axis(axes, span)
 
 
-def _draw_stack(axes: Axes, named: list[tuple[str, Series]], *, bars: bool) -> None:
+def _draw_stack(
+    axes: Axes, named: list[tuple[str, Series]], colours: Mapping[str, str], *, bars: bool
+) -> None:
     times = sorted({at for _, series in named for at, _ in series.points})
     days = [at / 86400 for at in times]
     curves = [dict(series.points) for _, series in named]
     heights = [[_finite(curve.get(at, 0.0)) for at in times] for curve in curves]
     labels = [name for name, _ in named]
-    axes.stackplot(days, heights, labels=labels, alpha=0.6, step="mid" if bars else None)
+    paints = [colours.get(name, f"C{number}") for number, name in enumerate(labels)]
+    step = "mid" if bars else None
+    axes.stackplot(days, heights, labels=labels, colors=paints, alpha=0.6, step=step)
 
 
-def _draw_states(axes: Axes, named: list[tuple[str, Series]]) -> None:
-    for height, (_, series) in enumerate(named):
+def _draw_states(axes: Axes, named: list[tuple[str, Series]], colours: Mapping[str, str]) -> None:
+    for height, (name, series) in enumerate(named):
         on = [value == 1 for _, value in series.points]
-        axes.fill_between(_columns(series)[0], height - 0.4, height + 0.4, where=on, step="mid")
+        axes.fill_between(
+            _columns(series)[0],
+            height - 0.4,
+            height + 0.4,
+            where=on,
+            step="mid",
+            color=colours.get(name, "C0"),
+        )
     axes.set_yticks(range(len(named)), [name for name, _ in named])
 
 
 def _time_axis(axes: Axes, span: tuple[float, float]) -> None:
-    locator = AutoDateLocator(maxticks=6)
+    locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.set_xlim(span[0] / 86400, span[1] / 86400)
     axes.grid(visible=True, alpha=0.3)
 
@@ -200,7 +222,7 @@ def _columns(series: Series) -> tuple[list[float], list[float]]:
 
 
 def _finite(value: float) -> float:
-    return value if abs(value) < float("inf") else 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 def _legend(name: str, series: Series, unit: str) -> str:
@@ -213,28 +235,34 @@ def _name(legend: str, labels: Mapping[str, str]) -> str:
 
 def amount(value: float, unit: str) -> str:
     """A value as a person reads it, in Grafana's units."""
-    if unit == "percentunit":
-        return f"{100 * value:.3g} %"
-    if unit == "s":
-        return _duration(value)
-    if unit in ("bytes", "Bps"):
-        return _scaled(value, 1024) + "iB" if unit == "bytes" else _scaled(value, 1000) + "B/s"
-    if unit == "reqps":
-        return _scaled(value, 1000) + "/s"
-    return _scaled(value, 1000) + unit.removeprefix("suffix:").removeprefix("short")
+    if not math.isfinite(value):
+        return "-"
+    match unit:
+        case "percentunit":
+            return f"{100 * value:.3g} %"
+        case "s":
+            return _duration(value)
+        case "bytes":
+            return _scaled(value, 1024, "iB")
+        case "Bps":
+            return _scaled(value, 1000, "B/s")
+        case "reqps":
+            return _scaled(value, 1000, "/s")
+    return _scaled(value, 1000, unit.removeprefix("suffix:").removeprefix("short").strip())
 
 
-def _scaled(value: float, base: int) -> str:
-    """Three figures and a prefix."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(value) < base:
-            return f"{value:.3g} {prefix}"
+def _scaled(value: float, base: int, unit: str) -> str:
+    """Three figures, a prefix and the unit."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    while abs(value) >= base and len(prefixes) > 1:
         value /= base
-    return f"{value:.3g} P"
+        del prefixes[0]
+    unit = "B" if unit == "iB" and not prefixes[0] else unit
+    return f"{value:.3g} {prefixes[0]}{unit}".strip()
 
 
 def _duration(value: float) -> str:
-    if abs(value) < 1:
+    if 0 < abs(value) < 1:
         return f"{1000 * value:.3g} ms"
     for unit, limit, size in _UNITS:
         if abs(value) < limit:

@@ -30,6 +30,7 @@ class Lease:
     record: ClaimRecord
     etag: str | Absent  # before it is acquired: what it is expected to be
     written_s: float = 0.0  # when we last wrote it, on our clock
+    interrupted: bool = False  # its processing had begun when it was to be handed back
     lost: anyio.Event = field(default_factory=anyio.Event)
     writing: anyio.Lock = field(default_factory=anyio.Lock)
 

@@ -71,6 +71,7 @@ class Leases:
         self._watch = Watch(owner=owner, ttl_s=ttl_s, clock=clock)
         self._scan = Scan(store, layout, self._watch, self.patience.rng)
         self._batch = Batch([], clock)
+        self._acquiring: list[Lease] = []  # claims whose first write is under way
         self._publishing = 0
         self._looking = anyio.Lock()
         self._holdings = Holdings(
@@ -88,22 +89,39 @@ class Leases:
         return {lease.episode_id: lease.claim for lease in self._holdings}
 
     @property
+    def oldest_write_s(self) -> float | None:
+        """Seconds since the lease that was renewed longest ago was; None without leases."""
+        now = self._clock()
+        return max((now - lease.written_s for lease in self._holdings), default=None)
+
+    @property
     def outlook(self) -> Outlook:
         """What the last `next` saw."""
         return replace(self._scan.outlook, publishing=self._publishing)
 
     async def next(self) -> Claim | None:
-        """Leases some task; None if there is none to be taken now, which `outlook` explains."""
-        async with self._looking:
-            self._publishing = 0
-            self._scan.outlook = replace(self._scan.outlook, complete=False)
-            if any(claim.lost >= ALONE_FROM for claim in self.held.values()):
-                return None
-            try:
-                return await self._search()
-            except (Ambiguous, Throttled) as error:
-                _log.warning("store.busy", reason=str(error))
-                return None
+        """Leases some task; None if there is none to be taken now, which `outlook` explains.
+
+        Several may ask at a time: they take from one page of candidates side by side, and when that
+        is used up one of them looks for another.
+        """
+        try:
+            claim = await self._try_batch()
+            if claim is not None:
+                return claim
+            async with self._looking:
+                self._publishing = 0
+                self._scan.outlook = replace(self._scan.outlook, complete=False)
+                return None if self._is_alone else await self._search()
+        except (Ambiguous, Throttled) as error:
+            _log.warning("store.busy", reason=str(error))
+            return None
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether a task is held, or about to be, that tolerates no other beside it."""
+        claims = [lease.claim for lease in (*self._holdings, *self._acquiring)]
+        return any(claim.lost >= ALONE_FROM for claim in claims)
 
     async def claim(self, episode_id: str) -> Claim | None:
         """Leases this task, if it is to be taken now."""
@@ -124,7 +142,7 @@ class Leases:
         return None
 
     async def _try_batch(self) -> Claim | None:
-        while (episode_id := self._batch.pop()) is not None:
+        while not self._is_alone and (episode_id := self._batch.pop()) is not None:
             claim = await self._take(episode_id)
             if claim is not None:
                 self._batch.won()
@@ -147,9 +165,9 @@ class Leases:
         except BadTask as error:
             task, flaw = TaskRef(episode_id, "", ""), str(error)
         lease = self._proposed(task)
-        if lease.claim.lost >= ALONE_FROM and len(self._holdings):
+        if not self._is_tolerable(lease):
             return None
-        if not await self._holdings.acquire(lease):
+        if not await self._acquire(lease):
             self._watch.forget(episode_id)
             self._batch.lost()
             return None
@@ -158,6 +176,18 @@ class Leases:
         except StoreError:
             await self.release(lease.claim)
             raise
+
+    def _is_tolerable(self, lease: Lease) -> bool:
+        """Whether a task may run beside what is held, or about to be."""
+        others = len(self._holdings) + len(self._acquiring)
+        return not self._is_alone and not (lease.claim.lost >= ALONE_FROM and others)
+
+    async def _acquire(self, lease: Lease) -> bool:
+        self._acquiring.append(lease)
+        try:
+            return await self._holdings.acquire(lease)
+        finally:
+            self._acquiring.remove(lease)
 
     async def _is_taken(self, episode_id: str) -> bool:
         """Whether somebody claimed a task since it was listed: to ask costs less than to race."""
@@ -174,7 +204,7 @@ class Leases:
         seen = self._watch.get(task.episode_id)
         before = seen.record if seen is not None and seen.record else ClaimRecord(task)
         record = before.lease_to(self.stamp(), task)
-        claim = Claim(task, record.attempt, record.lost, record.lease)
+        claim = Claim(task, record.attempt, record.lost, record.lease, record.interrupted)
         return Lease(claim, record, seen.etag if seen else ABSENT)
 
     async def _is_good(self, lease: Lease, flaw: str | None) -> bool:
@@ -230,11 +260,19 @@ class Leases:
         """R, of every lease."""
         await for_each(list(self.held.values()), self.renew)
 
-    async def release(self, claim: Claim, *, retry_after_s: float = 0.0) -> None:
-        """G: hands a task back; it counts for nothing."""
+    async def release(
+        self, claim: Claim, *, retry_after_s: float = 0.0, interrupted: bool = False
+    ) -> None:
+        """G: hands a task back; no attempt counts. `interrupted`: its processing had begun."""
         lease = self._holdings.of(claim)
-        if lease is not None:
-            await self._end(lease, lambda record, stamp: record.hand_back(stamp, retry_after_s))
+        if lease is None:
+            return
+        lease.interrupted |= interrupted  # also if this call is cut off, and `release_all` ends it
+
+        def change(record: ClaimRecord, stamp: Stamp) -> ClaimRecord:
+            return record.hand_back(stamp, retry_after_s, interrupted=lease.interrupted)
+
+        await self._end(lease, change)
 
     async def release_all(self) -> None:
         """G, of every lease, and of those of which it is not known whether they are ours."""

@@ -64,7 +64,7 @@ class Batch:
 
     def pop(self) -> str | None:
         """The next id to try."""
-        worn_out = not self._left or self._losses == _BATCH_LOSSES
+        worn_out = self._left <= 0 or self._losses >= _BATCH_LOSSES
         if not self._ids or worn_out or self._age_s > _BATCH_S:
             return None
         return self._ids.pop()

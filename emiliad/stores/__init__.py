@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from emiliad.errors import ConfigError
 from emiliad.store import Observe, Store, Transferred
 from emiliad.stores.local import LocalStore
+from emiliad.stores.observed import observed
 from emiliad.stores.r2 import R2
 
 
@@ -29,11 +30,12 @@ def open_store(
     """The store that `url` names; nothing is asked of it yet.
 
     `file:///dir` is a directory on this machine. No URL at all is the bucket of `r2`, and
-    `s3://bucket` another bucket with the same endpoint and keys; the keyword arguments are theirs
-    (`S3Store`). Raises ConfigError for anything else, or when a setting of R2 is missing.
+    `s3://bucket` another bucket with the same endpoint and keys; `concurrency` and `limit_s` are
+    theirs (`S3Store`, which also says what is observed). Raises ConfigError for anything else, or
+    when a setting of R2 is missing.
     """
     if not is_remote(url):
-        return LocalStore(_directory(url))
+        return observed(LocalStore(_directory(url)), observe, transferred)
     bucket = (r2 or R2()).bucket
     if url:
         parts = _parsed(url)

@@ -140,6 +140,9 @@ def _panel(panel: Panel, number: int, place: model.GridPos) -> Any:
         made.thresholds(
             dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps)
         )
+    for name, colour in panel.colours.items():
+        fixed = {"mode": "fixed", "fixedColor": colour}
+        made.override_by_name(name, [model.DynamicConfigValue(id_val="color", value=fixed)])
     for letter, query in zip("ABCDEF", panel.queries, strict=False):
         asked = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(letter)
         if panel.kind == "alerts":

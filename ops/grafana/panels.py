@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["stat", "lines", "stack", "bars", "states", "alerts"]
@@ -40,6 +41,7 @@ class Panel:
     thresholds: tuple[Threshold, ...] = ()
     no_value: str = "-"
     at_most: float | None = None  # the axis ends here: 1 for shares
+    colours: Mapping[str, str] = field(default_factory=dict)  # of series that mean good or bad
 
     @property
     def height(self) -> int:
@@ -70,9 +72,9 @@ def growth(metric: str, by: str = "", match: str = "", chosen: str = CHOSEN) -> 
 
 
 def quantile(q: float, histogram: str, by: str, *, window: str = RATE, chosen: str = CHOSEN) -> str:
-    """A quantile of what a histogram has seen, for each `by`."""
+    """A quantile of what a histogram has seen, for each `by` for which it saw anything."""
     seen = f"rate({histogram}_bucket{{{chosen}}}[{window}])"
-    return f"histogram_quantile({q}, sum by ({by}, le) ({seen}))"
+    return f"histogram_quantile({q}, sum by ({by}, le) ({seen})) >= 0"
 
 
 def led(metric: str, match: str = "") -> str:

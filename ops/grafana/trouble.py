@@ -165,6 +165,7 @@ AUTOKICK = Row(
             (Query(f"max by (state) {_STATE}", "{{state}}"),),
             "states",
             12,
+            colours={"fill": "green", "yield": "orange", "settle": "blue", "frozen": "red"},
         ),
         Panel(
             "Pods of ours",

@@ -45,8 +45,8 @@ OVERVIEW = Row(
             3,
         ),
         Panel(
-            "... per GPU",
-            "The same for one GPU; a machine without a GPU counts as one.",
+            "The same per GPU",
+            "Audio hours per hour of one GPU; a machine without a GPU counts as one.",
             HOURS,
             (Query(f"{_AUDIO} / {_DEVICES}", "per GPU"),),
             "stat",
@@ -97,8 +97,8 @@ OVERVIEW = Row(
             _GOOD_HIGH,
         ),
         Panel(
-            "Store requests that fail",
-            "Errors and throttling; they are repeated. Missing objects and lost races are answers.",
+            "Store failures",
+            "Share of the requests that failed or were throttled; all are repeated.",
             "percentunit",
             (Query(f"{_REFUSED} / ({_ASKED} > 0)", "fail"),),
             "stat",
@@ -125,6 +125,13 @@ OVERVIEW = Row(
             "short",
             (Query(f"3600 * {rate('emiliad_tasks_total', WINDOW, by='outcome')}", "{{outcome}}"),),
             "stack",
+            colours={
+                "completed": "green",
+                "failed": "red",
+                "retried": "orange",
+                "released": "blue",
+                "lost": "purple",
+            },
         ),
     ),
 )
@@ -154,6 +161,7 @@ EXECUTORS = Row(
             (Query(f"sum by (state) (emiliad_executors{{{CHOSEN}}})", "{{state}}"),),
             "stack",
             12,
+            colours={"busy": "green", "idle": "gray", "loading": "orange", "dead": "red"},
         ),
         Panel(
             "Memory of each executor",
@@ -262,7 +270,7 @@ STAGES = Row(
             "percentunit",
             (
                 Query(
-                    f"{_STAGE_TIME} / on () group_left () "
+                    f"({_STAGE_TIME} > 0) / on () group_left () "
                     f"({rate('emiliad_stage_seconds_sum', WINDOW)} > 0)",
                     "{{stage}}",
                 ),

@@ -45,6 +45,7 @@ class Bucket:
             "LEASE_TTL_S": "2",
             "RETRY_BACKOFF_S": "0.1",
             "LOG_FORMAT": "json",
+            "HTTP_PORT": "0",  # any that is free: many daemons run here
             **self.settings,
             **more,
         }

@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from emiliad.errors import ExecutorFailed
-from emiliad.executor import child
+from emiliad.executor import child, faults
 from emiliad.executor.host import Executor, StartFailed, environment
 from emiliad.wire import Done, Failed, Process, Stage
 from tests.emiliad.fake_pipelines import STAGES, BadAudio, ModelError
@@ -623,7 +623,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_kinds(error: Exception, kind: str) -> None:
     """The kind follows from the class, the error number and the texts of the ML libraries."""
-    assert child.kind_of(error) == kind
+    assert faults.kind_of(error) == kind
 
 
 @pytest.mark.parametrize(
@@ -641,7 +641,7 @@ def test_kinds(error: Exception, kind: str) -> None:
 )
 def test_manifests(manifest: object, fault: str | None) -> None:
     """A manifest is a dict with a whole number of segments and finite seconds of audio."""
-    found = child.manifest_fault(manifest)
+    found = faults.manifest_fault(manifest)
     assert found is None if fault is None else found is not None and fault in found
 
 
@@ -664,7 +664,7 @@ def test_a_long_traceback_is_cut_to_its_end() -> None:
     """A failure carries the last lines of the traceback, however long the message is."""
     failure = child._load_failure(ModelError("first\n" + "x" * 100_000 + "\nlast"))
     assert failure.error == "first"
-    assert len(failure.traceback) == child.TRACEBACK_CHARS
+    assert len(failure.traceback) == faults.TRACEBACK_CHARS
     assert failure.traceback.endswith("last")
 
 
