@@ -9,7 +9,7 @@ export MODELS_DIR
 PURE := pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate lint format chaos bench models clean
+.PHONY: help demo test simulate lint format chaos bench models image examples locks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,24 @@ bench: $(VENV)/.cpu models  ## what each stage costs on this machine
 
 models: $(VENV)/.cpu  ## fetch and check the demo's models
 	@MODELS=demo $(BIN)/python -m emiliad models pull
+
+DOCKER   ?= docker
+IMAGE    ?= emiliad
+VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+image:  ## build the container images IMAGE and IMAGE-slim
+	for target in slim gpu; do \
+	    suffix=; if [ $$target = slim ]; then suffix=-slim; fi; \
+	    $(DOCKER) build --platform linux/amd64 --target $$target --tag "$(IMAGE)$$suffix:$(VERSION)" \
+	        --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+	        --build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" . || exit 1; \
+	done
+
+examples: $(VENV)/.test  ## write ops/examples, ops/env.example and the rules' copy anew
+	$(BIN)/python -m ops.manifests
+
+locks: $(VENV)/.test  ## resolve what the images hold anew (downloads some 4 GB)
+	$(BIN)/python -m ops.image.locks
 
 $(BIN)/python:
 	@ops/venv.sh "$(PYTHON)" "$(VENV)"
