@@ -18,6 +18,7 @@ from emiliad.until import until
 from emiliad.wire import Done, Failed, Ready
 
 STARTS_IN_A_ROW = 3  # that fail, after which the executor is given up
+START_SPACING_S = 1.0  # before the second of them; twice that before the third
 LONGEST_PAUSE_S = 3600.0  # a GPU may have been reset meanwhile; to look costs one load
 
 # Kinds of failure that a sick machine causes as well as a bad file. A file that is bad fails
@@ -97,7 +98,7 @@ class Keeper:
         for attempt in range(1, STARTS_IN_A_ROW + 1):
             if failure is not None:
                 self.board.restarted(self.name, "load", failure.reason)
-                await anyio.sleep(attempt - 1)
+                await anyio.sleep(START_SPACING_S * (attempt - 1))
             try:
                 self._started(await self.executor.start())
             except StartFailed as error:

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,10 @@ class BadAudio(Exception):
 
 class ModelError(Exception):
     """Known by its name alone, too."""
+
+
+class DeviceError(ModelError):
+    """Known by its name alone, too: no model is wrong, the device is, at least now."""
 
 
 class Fake:
@@ -218,13 +223,27 @@ def _leaks(out_dir: Path) -> Any:
 
 
 def _leaks_memory(out_dir: Path) -> Any:
-    _hoard.append(bytearray(os.urandom(1024) * 1024 * 30))  # 30 MB, every page of it touched
+    _hoard.append(bytearray(os.urandom(1024) * 1024 * 60))  # 60 MB, every page of it touched
     return _GO_ON
 
 
 def _leaves_a_program(out_dir: Path) -> Any:
     """It prints when the task is long done."""
     subprocess.Popen(["/bin/sh", "-c", "sleep 0.3; echo printed too late"])
+    return _GO_ON
+
+
+def _ends_a_program(out_dir: Path) -> Any:
+    """As libraries end what they have started."""
+    program = subprocess.Popen(["sleep", "3600"])
+    program.terminate()
+    print("it ended with", program.wait())
+    if (fork := os.fork()) == 0:
+        time.sleep(_FOREVER_S)
+    while (ended := os.waitpid(fork, os.WNOHANG))[0] == 0:
+        os.kill(fork, signal.SIGTERM)  # again, should it have come before the fork was ready
+        time.sleep(0.01)
+    print("and the fork with", ended[1])
     return _GO_ON
 
 
@@ -268,6 +287,10 @@ def _model_is_missing() -> None:
     raise ModelError("the model demo/vad is missing: run `emiliad models pull`")
 
 
+def _device_is_missing() -> None:
+    raise DeviceError("torch sees no GPU")
+
+
 def _does_not_load() -> None:
     raise RuntimeError("the fake pipeline was told not to load")
 
@@ -293,6 +316,7 @@ _TASK: dict[str, Callable[[Path], Any]] = {
     "hoards": _leaks_memory,
     "leaks": _leaks,
     "leaves": _leaves_a_program,
+    "ends_a_program": _ends_a_program,
     "closes": _closes_its_streams,
     "half_once": _dies_half_way_once,
     "half": _dies_half_way,
@@ -305,6 +329,7 @@ _TASK: dict[str, Callable[[Path], Any]] = {
 }
 _LOAD: dict[str, Callable[[], Any]] = {
     "model": _model_is_missing,
+    "device": _device_is_missing,
     "raises": _does_not_load,
     "exit": _exits,
     "segfault": _segfaults,
