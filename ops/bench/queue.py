@@ -8,9 +8,9 @@
 The first fills a store with N raw files, runs `emiliad enqueue` on it twice, claims M tasks in a
 process of its own, and lets a daemon whose pipeline only pretends work for half a minute. The store
 is a directory that is removed again, an S3 server that is started for it, or what URL and the
-settings in the environment name. The second counts requests over runs of the queue's own code
-on a store in memory. The third compares ways to list, with a round trip of 50 ms; the
-fourth checks a tenth as many completed tasks of the old scripts as there are objects.
+settings in the environment name. The second counts requests over runs of the queue's own code on a
+store in memory. The third compares ways to list, with a round trip of 50 ms, and the fourth checks
+completed tasks of the old scripts, a tenth as many as there are objects.
 """
 
 from __future__ import annotations
@@ -18,37 +18,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
 from rich.console import Console
 from rich.table import Table
 
-from emiliad.bucket import opened
-from emiliad.config import Settings
-from emiliad.parallel import for_each
 from emiliad.queue.enqueue import enqueue
-from emiliad.queue.leases import Leases
 from emiliad.queue.ranges import walk
 from emiliad.queue.verify import verify
 from emiliad.store import PAGE
 from ops.bench.costs import LAYOUT, MONTH_S, TTL_S, Bill, Idle, dollars, idle, whole_run
+from ops.bench.speed import FOLDERS, claim, existing, seaweedfs, speed
 from ops.bench.stores import CountingStore, SortedStore
 
-FOLDERS = ("de", "en", "fr", "zh")
 NODES = 500
 LOOK_S = 45.0  # between two looks of an idle node, on average
 SWEEP_S = 0.9 * TTL_S  # between two sweeps, on average
 EXTRA_PAGES = 1.4  # requests for a page when sixteen listers share the work
 ROUND_TRIP_S = 0.05
-WORK_S = 30.0  # for which the daemon is watched
 _console = Console(width=110)
 
 
@@ -71,138 +62,14 @@ def main() -> None:
     elif asked.verify:
         anyio.run(_verify, asked.objects // 10)
     elif asked.claimer:
-        anyio.run(_claim, asked.claims)
+        anyio.run(claim, asked.claims)
     else:
         with tempfile.TemporaryDirectory() as name:
             room = Path(name)
-            where = _seaweedfs(room) if asked.seaweedfs else _existing(asked.store, room)
+            where = seaweedfs(room) if asked.seaweedfs else existing(asked.store, room)
             with where:
                 os.environ["SCRATCH_DIR"] = str(room / "scratch")
-                _speed(asked.objects, asked.claims)
-
-
-@contextmanager
-def _existing(url: str | None, room: Path) -> Iterator[None]:
-    os.environ["STORE_URL"] = url or (room / "bucket").as_uri()
-    yield
-
-
-@contextmanager
-def _seaweedfs(room: Path) -> Iterator[None]:
-    """The server of the tests, which are installed where measurements are made."""
-    from tests.emiliad.weed import weed
-
-    (room / "server").mkdir()
-    with weed(room / "server") as server:
-        os.environ |= server.with_bucket().environment()
-        yield
-
-
-def _speed(objects: int, claims: int) -> None:
-    seconds = _seconds(anyio.run, _fill, objects)
-    _console.print(f"{objects:,} raw files put in {seconds:.1f} s")
-    table = Table("step", "seconds", "a second", "peak memory", title=f"{objects:,} raw files")
-    scans = ("enqueue", "enqueue again")
-    for name in scans:
-        seconds, mib, _ = _measured("-m", "emiliad", "enqueue")
-        table.add_row(name, f"{seconds:.1f}", f"{objects / seconds:,.0f}", f"{mib:.0f} MiB")
-    arguments = ("-m", "ops.bench.queue", "--claimer", "--claims", str(claims))
-    _, mib, said = _measured(*arguments)
-    first, rest = map(float, said.split())
-    table.add_row("first claim, from the start of the process", f"{first:.2f}", "", "")
-    table.add_row(
-        f"{claims:,} more claims", f"{rest:.1f}", f"{claims / rest:,.0f}", f"{mib:.0f} MiB"
-    )
-    done, mib = _worked()
-    table.add_row(
-        f"{done:,} tasks by the daemon, all of them the queue's own work",
-        f"{WORK_S:.1f}",
-        f"{done / WORK_S:,.0f}",
-        f"{mib:.0f} MiB",
-    )
-    _console.print(table)
-
-
-def _seconds(run: Callable[..., object], *arguments: object) -> float:
-    start = time.monotonic()
-    run(*arguments)
-    return time.monotonic() - start
-
-
-def _worked() -> tuple[int, float]:
-    """Tasks that a daemon completes when they take no time themselves, and its peak MiB."""
-    pretends = {"PIPELINE": "tests.emiliad.fake_pipelines:Fake", "FAKE_SECONDS": "0"}
-    env = {**os.environ, **pretends, "DEVICE": "cpu", "LOG_LEVEL": "warning", "HTTP_PORT": "0"}
-    before = anyio.run(_completed)
-    with subprocess.Popen([sys.executable, "-m", "emiliad", "run"], env=env) as daemon:
-        while anyio.run(_completed) == before:
-            time.sleep(0.2)
-        before = anyio.run(_completed)
-        time.sleep(WORK_S)
-        done = anyio.run(_completed) - before
-        mib = _peak_mib(daemon.pid)
-        daemon.send_signal(signal.SIGTERM)
-    return done, mib
-
-
-async def _completed() -> int:
-    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
-        return sum([len(page) async for page in bucket.store.list(bucket.layout.completed)])
-
-
-def _measured(*arguments: str) -> tuple[float, float, str]:
-    """Seconds, peak MiB and the output, of a few bytes, of a Python process."""
-    start, mib = time.monotonic(), 0.0
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as run:
-        while run.poll() is None:
-            mib = _peak_mib(run.pid) or mib
-            time.sleep(0.05)
-        assert run.stdout is not None
-        said = run.stdout.read()
-    if run.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {run.returncode}")
-    return time.monotonic() - start, mib, said
-
-
-def _peak_mib(pid: int) -> float:
-    """The most memory that a process has had; 0 if it is no more.
-
-    What `wait4` says of a child is at least what its parent has.
-    """
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-async def _fill(objects: int) -> None:
-    """Puts raw files, spread over folders as people do it."""
-    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
-
-        async def put(number: int) -> None:
-            folder = f"{FOLDERS[number % len(FOLDERS)]}/show {number % 97:02}"
-            await bucket.store.put(f"{bucket.layout.raw}{folder}/ep_{number:07}.mp3", b"audio")
-
-        await for_each(range(objects), put, at_once=64)
-
-
-async def _claim(claims: int) -> None:
-    """Prints the seconds to the first claim, and those that the others took."""
-    start = time.time() - _age_s()
-    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
-        leases = Leases(bucket.store, bucket.layout, owner="bench")
-        assert await leases.next() is not None
-        first = time.time()
-        for _ in range(claims):
-            assert await leases.next() is not None
-        print(first - start, time.time() - first)
-
-
-def _age_s() -> float:
-    """Seconds since this process was started."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+                _console.print(speed(asked.objects, asked.claims))
 
 
 async def _listing(objects: int) -> None:
