@@ -73,7 +73,7 @@ class Outcomes:
         outcome = await self.leases.fail(claim, failure)
         if outcome is Outcome.FAILED:
             self.metrics.failed_tasks.inc()  # until the next sweep has counted them all
-        self._ended(claim, outcome, workdir, kind=failure.kind, reason=failure.reason)
+        await self._ended(claim, outcome, workdir, kind=failure.kind, reason=failure.reason)
         return outcome
 
     async def released(self, claim: Claim, workdir: Path | None = None, *, why: str) -> None:
@@ -83,7 +83,7 @@ class Outcomes:
         except anyio.get_cancelled_exc_class():
             await self.stopped(claim, workdir)
             raise
-        self._ended(claim, Outcome.RELEASED, workdir, reason=why)
+        await self._ended(claim, Outcome.RELEASED, workdir, reason=why)
 
     async def stopped(self, claim: Claim, workdir: Path | None = None) -> None:
         """Hands a task back because the daemon stops, begun or not; cannot be cancelled.
@@ -96,13 +96,13 @@ class Outcomes:
         if begun:
             self.metrics.interrupted_tasks.inc()
         facts = {"interrupted": claim.interrupted + 1} if begun else {}
-        self._ended(claim, Outcome.RELEASED, workdir, reason="the daemon stops", **facts)
+        await self._ended(claim, Outcome.RELEASED, workdir, reason="the daemon stops", **facts)
 
-    def lost(self, claim: Claim, workdir: Path | None = None) -> None:
+    async def lost(self, claim: Claim, workdir: Path | None = None) -> None:
         """Lets go of a task that another owner has taken."""
-        self._ended(claim, Outcome.LOST, workdir, reason="another owner has the lease")
+        await self._ended(claim, Outcome.LOST, workdir, reason="another owner has the lease")
 
-    def committed(self, processed: Processed, outcome: Outcome) -> None:
+    async def committed(self, processed: Processed, outcome: Outcome) -> None:
         """Ends an attempt whose outputs were offered for commit: completed, or lost the race."""
         facts: dict[str, Any] = {}
         if outcome is Outcome.COMPLETED:
@@ -110,17 +110,19 @@ class Outcomes:
             self.metrics.segments.inc(facts["segments"])
             self.metrics.audio_seconds.inc(facts["audio_seconds"])
             facts["stages"] = {name: round(s, 3) for name, s in processed.stage_seconds.items()}
-        self._ended(processed.claim, outcome, processed.workdir, **facts)
+        await self._ended(processed.claim, outcome, processed.workdir, **facts)
 
     async def unpublished(self, processed: Processed) -> None:
         """Ends an attempt that was committed when the daemon stopped: others will publish it."""
         with anyio.move_on_after(_HAND_BACK_S, shield=True):
             await self.leases.release(processed.claim)
-        self.committed(processed, Outcome.COMPLETED)
+        await self.committed(processed, Outcome.COMPLETED)
 
-    def _ended(self, claim: Claim, outcome: Outcome, workdir: Path | None, **facts: Any) -> None:
+    async def _ended(
+        self, claim: Claim, outcome: Outcome, workdir: Path | None, **facts: Any
+    ) -> None:
         if workdir is not None:
-            self.room.leave(workdir)
+            await self.room.leave(workdir)
         self._wait(claim, None)
         self._begun.discard(_key(claim))
         self.totals[outcome] += 1

@@ -190,7 +190,7 @@ class _Hands:
     ) -> None:
         match result.answer:
             case None:
-                self.outcomes.lost(item.claim, item.workdir)
+                await self.outcomes.lost(item.claim, item.workdir)
             case Done(manifest=manifest):
                 await outbox.send(
                     Processed(item.claim, item.workdir, result.out_dir, manifest, result.seconds)

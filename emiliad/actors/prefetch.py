@@ -100,6 +100,6 @@ class _Fetcher:
             arrived = True
         finally:
             if not arrived:
-                self.room.leave(workdir)
+                await self.room.leave(workdir)
         self.room.arrived(workdir)
         return Prefetched(claim, workdir, audio)

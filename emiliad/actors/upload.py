@@ -30,4 +30,4 @@ async def run(
                 else:
                     await outcomes.stopped(processed.claim, processed.workdir)
                 raise
-            outcomes.committed(processed, outcome)
+            await outcomes.committed(processed, outcome)

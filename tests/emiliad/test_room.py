@@ -66,7 +66,7 @@ async def test_no_more_than_the_limit_is_let_in(rig: Rig) -> None:
         assert rig.let_in == ["a", "b"]
         assert rig.room.audio_bytes == 240
         first = rig.workdir("a")
-        rig.room.leave(first)
+        await rig.room.leave(first)
         assert not first.exists()
     assert rig.let_in == ["a", "b", "c"]
 
@@ -81,10 +81,10 @@ async def test_a_giant_goes_alone_and_is_not_passed_over(rig: Rig) -> None:
         group.start_soon(rig.enter, "b", 10)
         await anyio.wait_all_tasks_blocked()
         assert rig.let_in == ["a"]
-        rig.room.leave(rig.workdir("a"))
+        await rig.room.leave(rig.workdir("a"))
         await anyio.wait_all_tasks_blocked()
         assert rig.let_in == ["a", "giant"]
-        rig.room.leave(rig.workdir("giant"))
+        await rig.room.leave(rig.workdir("giant"))
     assert rig.let_in == ["a", "giant", "b"]
 
 
@@ -96,7 +96,7 @@ async def test_a_tenth_of_the_disk_stays_free(tmp_path: Path) -> None:
         await rig.room.enter("b", 401)
     assert waited.cancelled_caught
     await rig.room.enter("c", 400)
-    rig.room.leave(first)
+    await rig.room.leave(first)
     rig.disk.close()
 
 

@@ -177,7 +177,7 @@ def test_a_sick_driver_is_one_sentence_and_no_silent_cpu(
     """A driver that fails or answers nonsense ends the daemon; it does not work on the CPU."""
     node.fill(1)
     node.driver(script)
-    done = node.emiliad("run", "--exit-when-empty", DEVICE=device)
+    done = node.emiliad("run", "--exit-when-empty", DEVICE=device, LOG_LEVEL="error")
     assert done.returncode == code
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"emiliad: {sentence}")
