@@ -78,7 +78,7 @@ def count(state: State, live: ByKind, arrived: Iterable[Pod], now: float) -> Sta
     left, or fewer of them than ever in this wait. Where a pod found a place, the strikes of its
     kind are forgotten, too.
     """
-    found = {state.alone[pod.uid] for pod in arrived if pod.uid in state.alone}
+    found = {state.waiting[pod.uid] for pod in arrived if pod.uid in state.waiting}
     helped = found | _left_soon(state, live, now)
     tallies = {
         kind: tally
@@ -96,7 +96,7 @@ def _left_soon(state: State, live: ByKind, now: float) -> set[str]:
     if state.gone_since is None or now - state.gone_since >= PROOF_S:
         return set()
     waiting = {pod.uid for pods in live.values() for pod in pods}
-    return {kind for uid, kind in state.alone.items() if uid not in waiting}
+    return {kind for uid, kind in state.waiting.items() if uid not in waiting}
 
 
 def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
@@ -111,17 +111,32 @@ def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
 
 def strike(state: State, live: ByKind, policy: Policy, now: float) -> State:
     """Mutes the kinds that waited in vain for long enough."""
-    mutes, tallies = dict(state.mutes), dict(state.tallies)
     for kind, pods in live.items():
         wait_s = verdict_in_s(state, kind, policy, now)
-        if wait_s is None or wait_s > 0:
-            continue
-        strikes = mutes[kind].strikes + 1 if kind in mutes else 1
-        window = min(WINDOW_S * 2.0 ** (strikes - 1), WINDOW_MAX_S)
-        marks = frozenset(mark(pod.message) for pod in pods)
-        mutes[kind] = Mute(strikes, now, now + window, marks)
-        tallies.pop(kind, None)
-    return replace(state, mutes=mutes, tallies=tallies)
+        if wait_s is not None and wait_s <= 0:
+            state = _mute(state, kind, pods, now)
+    return state
+
+
+def clear(state: State, live: ByKind, helpless: Iterable[Pod], now: float) -> State:
+    """Mutes at once the kinds for which we left and whose words have since cleared us.
+
+    The scheduler names the first reason only, so while we are there it may say that a node is full
+    where the true reason, such as a volume elsewhere, comes to light when we are not. Once we are
+    back it says 'full' again; without a verdict we would leave again and again.
+    """
+    for kind, pods in by_kind(pod for pod in helpless if pod.uid in state.waiting).items():
+        if kind not in live:
+            state = _mute(state, kind, pods, now)
+    return state
+
+
+def _mute(state: State, kind: str, pods: Iterable[Pod], now: float) -> State:
+    strikes = state.mutes[kind].strikes + 1 if kind in state.mutes else 1
+    window = min(WINDOW_S * 2.0 ** (strikes - 1), WINDOW_MAX_S)
+    mute = Mute(strikes, now, now + window, frozenset(mark(pod.message) for pod in pods))
+    tallies = {name: tally for name, tally in state.tallies.items() if name != kind}
+    return replace(state, mutes={**state.mutes, kind: mute}, tallies=tallies)
 
 
 def verdict_in_s(state: State, kind: str, policy: Policy, now: float) -> float | None:
