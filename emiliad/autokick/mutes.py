@@ -81,7 +81,7 @@ def count(state: State, live: ByKind, arrived: Iterable[Pod], now: float) -> Sta
     found = {state.waiting[pod.uid] for pod in arrived if pod.uid in state.waiting}
     helped = found | _left_soon(state, live, now)
     tallies = {
-        kind: tally
+        kind: _later(tally, state, now)
         for kind, tally in state.tallies.items()
         if kind not in helped and now - tally.seen < _FORGET_TALLY_S
     }
@@ -91,22 +91,27 @@ def count(state: State, live: ByKind, arrived: Iterable[Pod], now: float) -> Sta
     return replace(state, tallies=tallies, mutes=mutes)
 
 
+def _later(tally: Tally, state: State, now: float) -> Tally:
+    """With the time since the last look, if such pods waited then and we were gone."""
+    if state.gone_since is None or state.looked_at is None or tally.seen != state.looked_at:
+        return tally
+    return replace(tally, spent_s=tally.spent_s + now - state.looked_at)
+
+
+def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
+    """With those who wait now."""
+    if tally is None or (state.gone_since is not None and number < tally.fewest):
+        return Tally(0.0, number, now)
+    fewest = number if state.gone_since is None else tally.fewest
+    return Tally(tally.spent_s, fewest, now)
+
+
 def _left_soon(state: State, live: ByKind, now: float) -> set[str]:
     """The kinds of which a pod waited when we left and is no longer there: it was helped."""
     if state.gone_since is None or now - state.gone_since >= PROOF_S:
         return set()
     waiting = {pod.uid for pods in live.values() for pod in pods}
     return {kind for uid, kind in state.waiting.items() if uid not in waiting}
-
-
-def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
-    gone = state.gone_since is not None and state.looked_at is not None
-    if tally is None or (gone and number < tally.fewest):
-        return Tally(0.0, number, now)
-    if not gone:
-        return Tally(tally.spent_s, number, now)
-    spent = now - tally.seen if tally.seen == state.looked_at else 0.0
-    return Tally(tally.spent_s + spent, tally.fewest, now)
 
 
 def strike(state: State, live: ByKind, policy: Policy, now: float) -> State:

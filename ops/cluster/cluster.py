@@ -52,7 +52,7 @@ class Cluster:
     def bind(self, life: Life, machine: Machine) -> None:
         """The scheduler's decision; the kubelet goes to work."""
         self._account(life, machine, 1.0)
-        life.nominated = False
+        life.nominated = None
         life.show(node=machine.name, scheduled=Scheduled.YES, message="")
         self._tell(life)
         self._later(life.pull_s, life, self._start)

@@ -50,7 +50,7 @@ class Life:
     ready: bool = False
     tries: int = 0
     tried_at: float = 0.0
-    nominated: bool = False  # others are being evicted for it
+    nominated: str | None = None  # the node on which others are evicted for it
 
     def show(self, **changes: object) -> None:
         """Changes its object."""

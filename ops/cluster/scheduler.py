@@ -29,6 +29,7 @@ class Scheduler:
         self._cluster, self._clock, self._habits = cluster, cluster.clock, habits
         self._active: dict[str, Life] = {}
         self._parked: dict[str, Life] = {}
+        self._nominated: list[Life] = []
         self._awake = False
         cluster.listen(self._pod_changed, self._look_again)
         self._clock.every(FLUSH_S / 10, self._flush)
@@ -85,7 +86,7 @@ class Scheduler:
             machine
             for machine in cluster.machines.values()
             if cluster.welcomes(machine, life)
-            and cluster.has_room(machine, life.pod.requests, machine.used)
+            and cluster.has_room(machine, life.pod.requests, self._promised(machine, life))
         ]
         if found:
             cluster.bind(life, cluster.rng.choice(found))
@@ -96,14 +97,27 @@ class Scheduler:
         cluster.refuse(life, self._reasons(life))
         self._preempt(life)
 
+    def _promised(self, machine: Machine, life: Life) -> dict[str, float]:
+        """What is used of a node or kept for pods of no lower priority, which wait for victims."""
+        used = dict(machine.used)
+        for other in self._nominated:
+            waits = other.waits and other is not life and other.nominated == machine.name
+            if waits and other.pod.priority >= life.pod.priority:
+                for name, amount in other.pod.requests.items():
+                    used[name] = used.get(name, 0.0) + amount
+        return used
+
     def _preempt(self, life: Life) -> None:
         """Evicts pods of lower priority from one node, as few as needed, unless it has begun to."""
-        if life.nominated and any(other.pod.terminating for other in self._cluster.pods.values()):
+        pods = self._cluster.pods
+        self._nominated = [one for one in self._nominated if one.waits and one.pod.uid in pods]
+        if life.nominated and any(other.pod.terminating for other in pods.values()):
             return
         for machine in self._cluster.machines.values():
             victims = self._victims(life, machine)
             if victims:
-                life.nominated = True
+                life.nominated = machine.name
+                self._nominated.append(life)
                 for victim in victims:
                     self._cluster.delete(victim.pod.uid)
                 return
