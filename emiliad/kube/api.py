@@ -54,8 +54,13 @@ class Api(Protocol):
         *,
         query: Mapping[str, str] | None = None,
         timeout_s: float = REQUEST_S,
+        fence: Callable[[], bool] | None = None,
     ) -> Json:
-        """One request and its answer; a PATCH is a merge patch. Never repeated in here."""
+        """One request and its answer; a PATCH is a merge patch. Never repeated in here.
+
+        `fence` is asked again when the connection stands, just before the body leaves: a process
+        that was paused meanwhile may have lost its right to send it.
+        """
 
     async def watch(
         self,

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import aiohttp
 import anyio
+from aiohttp.abc import AbstractStreamWriter
 
 from emiliad.kube import errors
 from emiliad.kube.access import Access
@@ -48,6 +49,7 @@ class Client:
         *,
         query: Mapping[str, str] | None = None,
         timeout_s: float = REQUEST_S,
+        fence: Callable[[], bool] | None = None,
     ) -> Json:
         """See `Api`; of the methods, aiohttp itself repeats a GET or PUT once where a connection
         from its pool turns out to be dead."""
@@ -55,7 +57,7 @@ class Client:
         what = f"{method} {path}"
         async with (
             _translated(what),
-            await self._request(method, path, body, query, limits) as response,
+            await self._request(method, path, _payload(body, fence), query, limits) as response,
         ):
             data = await response.read()
             _check(what, response, data)
@@ -87,7 +89,7 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Json | None,
+        body: _Fenced | None,
         query: Mapping[str, str] | None,
         limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
@@ -101,7 +103,7 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Json | None,
+        body: _Fenced | None,
         query: Mapping[str, str] | None,
         limits: aiohttp.ClientTimeout,
         *,
@@ -117,13 +119,30 @@ class Client:
             method,
             access.url + path,
             params=query,
-            data=None if body is None else json.dumps(body),
+            data=body,
             headers=headers,
             timeout=limits,
             proxy=access.proxy,
             server_hostname=access.server_name,
             allow_redirects=False,
         )
+
+
+class _Fenced(aiohttp.BytesPayload):
+    """A body that leaves only if the fence is open at that moment."""
+
+    def __init__(self, data: bytes, fence: Callable[[], bool] | None) -> None:
+        super().__init__(data, content_type="application/json")
+        self._fence = fence
+
+    async def write_with_length(self, writer: AbstractStreamWriter, length: int | None) -> None:
+        if self._fence is not None and not self._fence():
+            raise ConnectionAbortedError("the right to send this has ended")
+        await super().write_with_length(writer, length)
+
+
+def _payload(body: Json | None, fence: Callable[[], bool] | None) -> _Fenced | None:
+    return None if body is None else _Fenced(json.dumps(body).encode(), fence)
 
 
 @asynccontextmanager

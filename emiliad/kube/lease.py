@@ -41,11 +41,12 @@ def record_from(item: Json) -> Record:
     """Reads a Lease, whoever wrote it."""
     meta, spec = item["metadata"], item.get("spec") or {}
     duration = spec.get("leaseDurationSeconds")
-    sane = isinstance(duration, int) and _DURATIONS[0] <= duration <= _DURATIONS[1]
+    if not isinstance(duration, int) or not _DURATIONS[0] <= duration <= _DURATIONS[1]:
+        duration = 0
     transitions = spec.get("leaseTransitions")
     return Record(
         holder=str(spec.get("holderIdentity") or ""),
-        duration_s=float(duration) if sane else 0.0,
+        duration_s=float(duration),
         renewed=str(spec.get("renewTime") or ""),
         transitions=transitions if isinstance(transitions, int) else 0,
         notes=dict(meta.get("annotations") or {}),

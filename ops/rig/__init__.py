@@ -1,0 +1,1 @@
+"""A toy cluster: an API server that behaves, controllers, a scheduler; for tests and benchmarks."""
