@@ -62,7 +62,8 @@ class Cluster:
         wanted = owner["spec"].get("replicas", 1)
         for _ in range(wanted - len(pods)):
             self._create(owner)
-        for pod in sorted(pods[::-1], key=_worth)[: max(0, len(pods) - wanted)]:
+        pods.reverse()  # the newest first
+        for pod in sorted(pods, key=_worth)[: max(0, len(pods) - wanted)]:
             self._delete(pod)
         ready = sum(_ready(pod) for pod in pods)
         self._status(owner, {"replicas": len(pods), "readyReplicas": ready})
