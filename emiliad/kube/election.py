@@ -87,12 +87,14 @@ class Election:
         candidate: Candidate,
         *,
         leads: Callable[[bool], None] = lambda _: None,
+        seen: Callable[[Record | None], None] = lambda _: None,
         clock: Callable[[], float] = uptime,
         rng: random.Random | None = None,
     ) -> None:
         self._api = api
         self._me = candidate
         self._leads = leads
+        self._tell = seen
         self._clock = clock
         self._rng = rng or random.Random()
         self._path = LEASES.path(candidate.namespace)
@@ -116,6 +118,11 @@ class Election:
     def holder(self) -> str:
         """Who holds the lease, as last seen."""
         return self._seen.holder if self._seen else ""
+
+    @property
+    def synced(self) -> bool:
+        """Whether the lease has been seen: whether this candidate takes part."""
+        return self._reflector.synced
 
     @property
     def problem(self) -> str | None:
@@ -260,6 +267,7 @@ class Election:
         if _life(record) != _life(self._seen):
             self._seen_at = self._clock()
         self._seen = record
+        self._tell(record)
         self._change.set()
         self._change = anyio.Event()
         if self._tenure is not None and self._must_leave(record):
