@@ -182,11 +182,55 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """How long pods of one kind have waited in vain: while we were completely gone."""
+
+    spent_s: float  # since the last sign of progress
+    fewest: int  # the least of them that waited at once since then
+    seen: float  # when they last waited
+
+
+@dataclass(frozen=True, slots=True)
+class Mute:
+    """A verdict: our leaving does not help pods of one kind."""
+
+    strikes: int  # how often it was passed
+    since: float
+    until: float
+    marks: frozenset[str]  # what the scheduler said of the nodes then
+    lifted: bool = False  # before its time, because something changed
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How far we have gone down for those who wait, when as few as needed are to go."""
+
+    ceiling: int  # replicas at most
+    answered: frozenset[str]  # uids of those it was for
+    rounds: int = 0  # times it did not suffice
+    clear_since: float | None = None  # since then all that had to go is gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What the core remembers from one decision to the next; start with `State()`."""
 
     stage: Stage = Stage.FILL
     settle_since: float | None = None
+    surplus_since: float | None = None  # more replicas than wanted
+    wrote_at: float | None = None  # the last growth or trim
+    looked_at: float | None = None
+    gone_since: float | None = None  # since then no pod of ours is left
+    alone: Mapping[str, str] = field(default_factory=dict)  # uid -> kind of those waiting then
+    tallies: Mapping[str, Tally] = field(default_factory=dict)  # by kind of pod
+    mutes: Mapping[str, Mute] = field(default_factory=dict)  # by kind of pod
+    undecided: Mapping[str, float] = field(default_factory=dict)  # uid -> first seen
+    parting: Mapping[str, float] = field(default_factory=dict)  # uid of ours -> terminating since
+    full: int | None = None  # our bound pods when there was no room for one more
+    moved_at: float | None = None  # when room appeared that was not there before
+    nodes: frozenset[str] | None = None  # the nodes as they were
+    holders: frozenset[str] = frozenset()  # uids of others' pods that hold what we want
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,9 +247,25 @@ class Policy:
     exclude_label: str = "lowprio"
     exclude_value: str = "true"
     scheduler: str | None = None  # whose pods count; None: the scheduler of our own pods
+    autokicker_label: tuple[str, str] = ("app.kubernetes.io/component", "autokick")
     cooldown_s: float = 20.0  # nobody waits for so long before we come back
     hopeless_after_s: float = 300.0  # we were gone for so long, in vain: not our fault
     stale_s: float = 90.0  # a view older than this is no ground to act on
+
+    @property
+    def holds(self) -> bool:
+        """A DaemonSet knows no number: all of its pods go, or none."""
+        return self.kind == "DaemonSet"
+
+    @property
+    def partial(self) -> bool:
+        """Whether as few pods as needed go, rather than all."""
+        return self.mode == "needed" and not self.holds
+
+    @property
+    def floor(self) -> int:
+        """The pods that always stay: the one that the autokicker itself runs in."""
+        return 0 if self.standalone else 1
 
     @classmethod
     def from_config(cls, config: AutokickConfig, *, standalone: bool) -> Policy:
