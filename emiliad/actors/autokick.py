@@ -17,12 +17,12 @@ from emiliad.autokick.model import Policy
 from emiliad.config import AutokickConfig
 from emiliad.errors import ConfigError
 from emiliad.kube.access import Access, find, in_cluster, mounted
-from emiliad.kube.client import connected
 from emiliad.kube.display import Display, Report
-from emiliad.kube.election import Candidate, Election
+from emiliad.kube.election import Election
 from emiliad.kube.governor import Governor, Plan
 from emiliad.kube.lease import VERSION, Record
 from emiliad.kube.mirror import ALL, Scope
+from emiliad.kube.tenure import Candidate
 from emiliad.metrics import AutokickMetrics
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = (
@@ -83,6 +83,8 @@ async def _once(
     would: Callable[[str], None] | None,
     embedded: bool,
 ) -> None:
+    from emiliad.kube.client import connected  # what a daemon without an autokicker never loads
+
     kicker = _Kicker(settings, metrics, access, report, embedded=embedded)
     async with connected(access) as api:
         governor = Governor(
@@ -159,7 +161,7 @@ class _Kicker:
     def candidate(self) -> Candidate:
         return Candidate(
             namespace=self.namespace,
-            name=f"{self.settings.target}-autokick",
+            name=f"{self.settings.target}-autokicker",  # as the Role names it
             identity=self.identity,
             embedded=self.embedded,
             version=self.version,

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
 
 import aiohttp
 import anyio
@@ -162,29 +161,9 @@ def _check(what: str, response: aiohttp.ClientResponse, data: bytes) -> None:
     """Raises what an answer other than 2xx means."""
     if not 200 <= response.status <= 299:
         after = response.headers.get("Retry-After", "")
-        refuse(
+        errors.refuse(
             what, response.status, _message(data), after_s=float(after) if after.isdigit() else 1
         )
-
-
-def refuse(what: str, status: int, message: str, *, after_s: float = 1.0) -> NoReturn:
-    """Raises the error that a status stands for, be it of an answer or of a watch's event."""
-    text = f"{what}: {status}: {message}"
-    match status:
-        case 401 | 403:
-            raise errors.Forbidden(text)
-        case 404:
-            raise errors.NotFound(text)
-        case 409:
-            raise errors.Conflict(text)
-        case 410:
-            raise errors.Gone(text)
-        case 429:
-            raise errors.Throttled(text, after_s=after_s)
-        case _ if 400 <= status <= 499:
-            raise errors.Refused(text)
-        case _:
-            raise errors.Unreachable(text)
 
 
 def _message(data: bytes) -> str:

@@ -8,9 +8,8 @@ from before the request that renewed it, so it always stops first.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -21,61 +20,12 @@ from emiliad.kube.api import LEASES, Api, Json
 from emiliad.kube.errors import Conflict, KubeError
 from emiliad.kube.lease import EMBEDDED, VERSION, WANTED_BY, Record, lease, record_from, wanted
 from emiliad.kube.reflector import Reflector, Source
+from emiliad.kube.tenure import Candidate, Tenure, uptime
 
 _FIRST_RETRY_S = 0.25  # seconds; doubles up to the terms' retry
 _REQUEST_S = 3.0  # seconds; leaves time for another attempt before the deadline
 _LAST_WORDS_S = 3.0  # seconds that handing the lease over may take
 _log = logs.get("kube.election")
-
-
-def uptime() -> float:
-    """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return time.clock_gettime(clock)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Periods in seconds; all autokickers of a cluster should have the same."""
-
-    lease_s: int = 15  # that a holder is believed in
-    deadline_s: float = 10.0  # without renewal after which the holder stops by itself
-    renew_s: float = 5.0  # between renewals
-    retry_s: float = 2.0  # between attempts, at most
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Who stands for election, and for which lease."""
-
-    namespace: str
-    name: str  # of the lease
-    identity: str  # unique among all processes that ever ran
-    embedded: bool = False
-    version: str = ""
-    terms: Terms = field(default_factory=Terms)
-
-
-class Tenure:
-    """The right to write, while it lasts."""
-
-    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
-        self._deadline = deadline
-        self._clock = clock
-        self._ended = False
-        self.unsettled = False  # a write's end is unknown: the lease must lapse, not be handed over
-
-    def left_s(self) -> float:
-        """Seconds that this tenure is certain to last, 0 if it has ended. Ask before each write."""
-        return 0.0 if self._ended else max(0.0, self._deadline - self._clock())
-
-    def extend(self, deadline: float) -> None:
-        """The lease was renewed."""
-        self._deadline = deadline
-
-    def end(self) -> None:
-        """Ends it at once."""
-        self._ended = True
 
 
 class Election:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from emiliad.errors import EmiliadError
 
 
@@ -47,3 +49,23 @@ class Silent(Unreachable):
 
 class NoCluster(KubeError):
     """Neither a mounted service account nor a kubeconfig says where the API server is."""
+
+
+def refuse(what: str, status: int, message: str, *, after_s: float = 1.0) -> NoReturn:
+    """Raises the error that a status stands for, be it of an answer or of a watch's event."""
+    text = f"{what}: {status}: {message}"
+    match status:
+        case 401 | 403:
+            raise Forbidden(text)
+        case 404:
+            raise NotFound(text)
+        case 409:
+            raise Conflict(text)
+        case 410:
+            raise Gone(text)
+        case 429:
+            raise Throttled(text, after_s=after_s)
+        case _ if 400 <= status <= 499:
+            raise Refused(text)
+        case _:
+            raise Unreachable(text)

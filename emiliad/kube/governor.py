@@ -11,11 +11,11 @@ from emiliad.autokick.core import decide
 from emiliad.autokick.model import Action, Decision, Policy, Stage, State, Target, View
 from emiliad.kube.api import Api
 from emiliad.kube.display import Display
-from emiliad.kube.election import Tenure, uptime
 from emiliad.kube.errors import Forbidden, KubeError, NotFound, Refused
 from emiliad.kube.events import Events
 from emiliad.kube.feud import Feud
 from emiliad.kube.mirror import Mirror, Scope
+from emiliad.kube.tenure import Tenure, uptime
 from emiliad.kube.writer import Writer
 
 _LOOK_S = 5.0  # seconds after which ages are looked at and shown even if nothing happens

@@ -11,8 +11,15 @@ import anyio
 
 from emiliad import logs
 from emiliad.kube.api import Api, Json
-from emiliad.kube.client import refuse
-from emiliad.kube.errors import Forbidden, Gone, KubeError, Silent, Throttled, Unreachable
+from emiliad.kube.errors import (
+    Forbidden,
+    Gone,
+    KubeError,
+    Silent,
+    Throttled,
+    Unreachable,
+    refuse,
+)
 
 T = TypeVar("T")
 Key = tuple[str, str]  # namespace and name

@@ -10,8 +10,8 @@ import anyio
 from emiliad.autokick.model import Action, Decision, Target
 from emiliad.autokick.pods import HOLD_KEY, HOLD_VALUE, target_from
 from emiliad.kube.api import DAEMONSETS, DEPLOYMENTS, Api
-from emiliad.kube.election import Tenure, uptime
 from emiliad.kube.errors import Conflict, Forbidden, KubeError, NotFound, Refused, Throttled
+from emiliad.kube.tenure import Tenure, uptime
 
 SPACING_S = 0.2  # seconds between two writes, unless the second makes room for somebody
 _WRITE_S = 3.0  # seconds that a write may take
