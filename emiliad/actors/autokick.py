@@ -22,7 +22,7 @@ from emiliad.kube.election import Election
 from emiliad.kube.governor import Governor, Plan
 from emiliad.kube.lease import VERSION, Record
 from emiliad.kube.mirror import ALL, Scope
-from emiliad.kube.tenure import Candidate
+from emiliad.kube.tenure import STANDARD, Candidate, Terms
 from emiliad.metrics import AutokickMetrics
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = (
@@ -46,6 +46,7 @@ async def run(
     report: Report = lambda status, problem: None,
     would: Callable[[str], None] | None = None,
     env: Mapping[str, str] = os.environ,
+    terms: Terms = STANDARD,
 ) -> None:
     """Watches and scales until it is cancelled; then hands the lease over.
 
@@ -60,13 +61,13 @@ async def run(
         return
     _warn(settings, embedded=embedded)
     if not embedded:
-        await _once(settings, metrics, await find(env), report, would=would, embedded=False)
+        await _once(settings, metrics, await find(env), report, terms, would=would)
         return
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             access = in_cluster(env)
-            await _once(settings, metrics, access, report, would=None, embedded=True)
+            await _once(settings, metrics, access, report, terms, embedded=True)
         except Exception as error:  # noqa: BLE001 - the daemon's work must go on
             _log.exception("autokick.failed")
             report({"state": "frozen", "reason": str(error)}, f"the autokicker failed: {error}")
@@ -79,9 +80,10 @@ async def _once(
     metrics: AutokickMetrics,
     access: Access,
     report: Report,
+    terms: Terms,
     *,
-    would: Callable[[str], None] | None,
-    embedded: bool,
+    would: Callable[[str], None] | None = None,
+    embedded: bool = False,
 ) -> None:
     from emiliad.kube.client import connected  # what a daemon without an autokicker never loads
 
@@ -97,7 +99,7 @@ async def _once(
             await governor.look(would)
             return
         election = Election(
-            api, kicker.candidate(), leads=kicker.display.leads, seen=kicker.lease_seen
+            api, kicker.candidate(terms), leads=kicker.display.leads, seen=kicker.lease_seen
         )
         kicker.display.leads(False)
         async with anyio.create_task_group() as group:
@@ -158,13 +160,14 @@ class _Kicker:
         restore = settings.restore_on_exit and not self.embedded
         return Plan(scope, policy, restore=(settings.baseline or 0) if restore else None)
 
-    def candidate(self) -> Candidate:
+    def candidate(self, terms: Terms) -> Candidate:
         return Candidate(
             namespace=self.namespace,
             name=f"{self.settings.target}-autokicker",  # as the Role names it
             identity=self.identity,
             embedded=self.embedded,
             version=self.version,
+            terms=terms,
         )
 
     def lease_seen(self, record: Record | None) -> None:

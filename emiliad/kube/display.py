@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +13,10 @@ from emiliad.autokick.model import Action, Decision, Pod, Stage, Target, View
 from emiliad.kube.events import Events
 from emiliad.metrics import AUTOKICK_PROBLEMS, AUTOKICK_STATES, AutokickMetrics
 
+_NUMBER = re.compile(r"\d+")  # two reasons that differ in numbers alone are one
 _log = logs.get("autokick")
 _AWAY = (Stage.YIELD, Stage.SETTLE)  # in which we hold back for others
+_FROZEN_S = 3.0  # seconds that we stand still before it is worth an event: a start takes less
 _MANY = 20  # names shown at most, of thousands that may wait
 
 
@@ -71,6 +74,8 @@ class Display:
         self._leader = False
         self._stage: Stage | None = None
         self._reason = ""
+        self._entered_at = clock()
+        self._told: tuple[Stage, str] | None = None
         self._away_since: float | None = None
         self._decided: dict[str, Any] = {}
 
@@ -116,8 +121,9 @@ class Display:
         self._metrics.muted_pods.set(len(decision.muted))
         self._metrics.cache_age_seconds.set(view.stale_s)
         before = self._stage
-        if self._enter(decision) and events is not None:
-            _tell(events, before, decision, view.target)
+        self._enter(decision)
+        if events is not None:
+            self._tell(events, before, view.target)
         self._decided = {
             "replicas": counts.as_dict(),
             "blocked": decision.blocked[:_MANY],
@@ -149,14 +155,18 @@ class Display:
         if for_good:
             self.problem("write", f"cannot write: {error}")
 
-    def _enter(self, decision: Decision) -> bool:
-        """Notes the stage and its reason; returns whether either is new."""
+    def _enter(self, decision: Decision) -> None:
+        """Notes the stage and its reason; logs what is new."""
         self._count_away(decision.stage)
-        if (decision.stage, decision.reason) == (self._stage, self._reason):
-            return False
-        self._stage, self._reason = decision.stage, decision.reason
-        for state in AUTOKICK_STATES:
-            self._metrics.state.labels(state).set(state == decision.state)
+        told = decision.stage, _NUMBER.sub("#", decision.reason)
+        entered, self._stage, self._reason = self._stage, decision.stage, decision.reason
+        if entered is not decision.stage:
+            self._entered_at = self._clock()
+            for state in AUTOKICK_STATES:
+                self._metrics.state.labels(state).set(state == decision.state)
+        elif told == self._told or decision.stage is Stage.FILL:
+            return  # how far filling has come is told by what is written
+        self._told = told
         say = _log.warning if decision.stage is Stage.FROZEN and self._leader else _log.info
         say(
             f"autokick.{decision.state}",
@@ -164,7 +174,14 @@ class Display:
             blocked=decision.blocked[:_MANY],
             muted=decision.muted[:_MANY],
         )
-        return True
+
+    def _tell(self, events: Events, before: Stage | None, target: Target | None) -> None:
+        """What people should find on the target itself; that we yield is said once it is done."""
+        if self._stage is Stage.FROZEN:
+            if self._clock() - self._entered_at >= _FROZEN_S:
+                events.say("Frozen", self._reason, warning=True, target=target)
+        elif self._stage is Stage.FILL and before in _AWAY:
+            events.say("Resumed", self._reason, warning=False, target=target)
 
     def _count_away(self, stage: Stage) -> None:
         now = self._clock()
@@ -184,11 +201,3 @@ class Display:
             **self._decided,
         }
         self._report(status, "; ".join(filter(None, {frozen, *self._problems.values()})) or None)
-
-
-def _tell(events: Events, before: Stage | None, decision: Decision, target: Target | None) -> None:
-    """What people should find on the target itself; that we yield is said once it is done."""
-    if decision.stage is Stage.FROZEN:
-        events.say("Frozen", decision.reason, warning=True, target=target)
-    elif decision.stage is Stage.FILL and before in _AWAY:
-        events.say("Resumed", decision.reason, warning=False, target=target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from emiliad.errors import EmiliadError
+from emiliad.errors import ConfigError, EmiliadError
 
 
 class KubeError(EmiliadError):
@@ -47,7 +47,7 @@ class Silent(Unreachable):
     """A watch brought nothing for longer than a living server stays silent."""
 
 
-class NoCluster(KubeError):
+class NoCluster(ConfigError):
     """Neither a mounted service account nor a kubeconfig says where the API server is."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ _WAITING = 16  # events kept while the API server is slow; the oldest go first
 _BURST, _REFILL_S = 10, 30.0  # so many at once, then one in so many seconds
 _SAME_S = 600.0  # seconds during which the same words are not said again
 _LONGEST = 1024  # characters that the API server takes as a message
+_NUMBER = re.compile(r"\d+")  # messages that differ in numbers alone are the same
 _log = logs.get("kube.events")
 
 
@@ -48,9 +50,10 @@ class Events:
         """Notes an event to be sent, unless it was said lately or too much is said already."""
         now = self._clock()
         self._said = {what: at for what, at in self._said.items() if now - at < _SAME_S}
-        if (reason, message) in self._said or not self._token(now):
+        words = reason, _NUMBER.sub("#", message)
+        if words in self._said or not self._token(now):
             return
-        self._said[reason, message] = now
+        self._said[words] = now
         self._waiting.append(self._event(reason, message, warning, target))
         self._wake.set()
 

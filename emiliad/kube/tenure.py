@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 def uptime() -> float:
@@ -23,6 +23,9 @@ class Terms:
     retry_s: float = 2.0  # between attempts, at most
 
 
+STANDARD = Terms()
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """Who stands for election, and for which lease."""
@@ -32,7 +35,7 @@ class Candidate:
     identity: str  # unique among all processes that ever ran
     embedded: bool = False
     version: str = ""
-    terms: Terms = field(default_factory=Terms)
+    terms: Terms = STANDARD
 
 
 class Tenure:
