@@ -90,6 +90,12 @@ class Display:
         """There is nothing to decide here."""
         self._enter(Decision(action=Action.NONE, stage=Stage.FROZEN, reason=why))
         self._decided = {}
+        nothing = Counts.of(None, ())
+        for kind, count in nothing.as_dict().items():
+            self._metrics.replicas.labels(kind).set(count)
+        for gauge in (self._metrics.blocked_pods, self._metrics.muted_pods):
+            gauge.set(0)
+        self._metrics.cache_age_seconds.set(0)
         self._publish()
 
     def fact(self, **facts: Any) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import copy
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,7 +141,7 @@ class ApiServer:
             "status": {"replicas": item.get("status", {}).get("replicas", 0)},
         }
 
-    async def follow(self, request: Request, query: Mapping[str, str]) -> AsyncIterator[Json]:
+    async def follow(self, request: Request, query: Mapping[str, str]) -> AsyncGenerator[Json]:
         """The events of a watch, until its time is over. Raises ApiError before the first."""
         self.authorise(request)
         fits = selector(query.get("labelSelector", ""), request.fields)
