@@ -58,6 +58,7 @@ class Election:
         )
         self._seen: Record | None = None
         self._seen_at = clock()
+        self._vanished_s = 0.0  # for which the holder of a deleted lease is still to be feared
         self._change = anyio.Event()
         self._tenure: Tenure | None = None
         self._scope: anyio.CancelScope | None = None
@@ -117,10 +118,16 @@ class Election:
         record = self._seen or Record()
         if record.holder == self._me.identity:
             return 0.0  # an attempt of ours whose answer was lost
-        wait_s = record.duration_s or float(self._me.terms.lease_s) if record.holder else 0.0
+        wait_s = max(self._lasts_s(record), self._vanished_s)
         if self._me.embedded and (not record.embedded or record.wanted_by):
             wait_s = 2.0 * self._me.terms.lease_s  # a standalone one goes first
         return self._seen_at + wait_s - self._clock()
+
+    def _lasts_s(self, record: Record) -> float:
+        """Seconds for which the holder of a record is to be believed in."""
+        if not record.holder:
+            return 0.0
+        return record.duration_s or float(self._me.terms.lease_s)
 
     def _should_ask(self) -> bool:
         record = self._seen
@@ -216,6 +223,11 @@ class Election:
         record = found[0] if found else None
         if _life(record) != _life(self._seen):
             self._seen_at = self._clock()
+        if record is None and self._seen is not None and self._seen.holder != self._me.identity:
+            # Whoever held a lease that was deleted may not know it yet.
+            self._vanished_s = self._lasts_s(self._seen)
+        elif record is not None:
+            self._vanished_s = 0.0
         self._seen = record
         self._tell(record)
         self._change.set()

@@ -146,9 +146,9 @@ class ApiServer:
         self.authorise(request)
         fits = selector(query.get("labelSelector", ""), request.fields)
         end = self.clock() + float(query.get("timeoutSeconds") or _DEFAULT_WATCH_S)
-        bookmarks = query.get("allowWatchBookmarks") == "true"
         version = int(query["resourceVersion"])
-        marked = self.clock()
+        bookmarks = query.get("allowWatchBookmarks") == "true"
+        due = self.clock() + self.bookmark_s if bookmarks else float("inf")
         while True:
             try:
                 changes = self.objects.since(version)
@@ -162,11 +162,11 @@ class ApiServer:
             now = self.clock()
             if now >= end:
                 return
-            if bookmarks and now - marked >= self.bookmark_s:
-                marked = now
+            if now >= due:
+                due = now + self.bookmark_s
                 yield _bookmark(request.resource, version)
             if version == self.objects.version:
-                await self._pause(min(end, marked + self.bookmark_s) - now)
+                await self._pause(min(end, due) - now)
 
     async def _pause(self, seconds: float) -> None:
         """Waits for a change, but no longer than that."""

@@ -27,7 +27,7 @@ from tests.sim.loop import run
 LEASE = "emiliad-autokicker"
 SCALE = "/apis/apps/v1/namespaces/emiliad/deployments/emiliad/scale"
 FAILOVER_S = 20.0
-SEEDS = 60
+SEEDS = 30
 
 
 @dataclass(slots=True)
@@ -317,6 +317,27 @@ def test_two_versions_with_other_terms_agree() -> None:
             assert not new.offices
             group.cancel_scope.cancel()
         no_overlap(old, new)
+
+    run(story())
+
+
+def test_a_deleted_lease_frees_nobody_who_does_not_know_of_it() -> None:
+    """A follower that saw it held waits as if it still were: its holder may be cut off."""
+
+    async def story() -> None:
+        server = referee()
+        one, two = Runner("one", Wire(server)), Runner("two", Wire(server))
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.run)
+            await until(lambda: one.leading)
+            group.start_soon(two.run)
+            await anyio.sleep(7)
+            one.wire.parted = True
+            server.objects.delete("leases", NAMESPACE, LEASE)
+            await until(lambda: two.leading)
+            await anyio.sleep(20)
+            group.cancel_scope.cancel()
+        no_overlap(one, two)
 
     run(story())
 
