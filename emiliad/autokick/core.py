@@ -68,9 +68,10 @@ def _judge(scene: Scene, state: State) -> tuple[State, ByKind]:
     since = now if state.gone_since is None else state.gone_since
     state = replace(state, gone_since=since if scene.gone else None)
     state = mutes.strike(state, live, scene.policy, now)
+    state = mutes.clear(state, live, scene.crowd.helpless, now)
     live = _live(scene, state)
-    alone = {pod.uid: kind for kind, pods in live.items() for pod in pods} if scene.gone else {}
-    return replace(state, alone=alone), live
+    waiting = {pod.uid: kind for kind, pods in live.items() for pod in pods}
+    return replace(state, waiting=waiting), live
 
 
 def _live(scene: Scene, state: State) -> ByKind:

@@ -19,6 +19,7 @@ class Crowd:
     unbound: tuple[Pod, ...]  # ours, without a node
     parting: tuple[Pod, ...]  # ours, terminating: they still hold what they have
     blocked: tuple[Pod, ...]  # others', waiting, perhaps for what we hold
+    helpless: tuple[Pod, ...]  # others', waiting, and by the scheduler's words not for us
     undecided: tuple[Pod, ...]  # others', which ask for such things; no scheduler looked yet
     arrived: tuple[Pod, ...]  # others', on a node: all that can be seen
     holders: frozenset[str]  # uids of those of them that hold the scarce things we want
@@ -32,21 +33,18 @@ def crowd_of(view: View, target: Target, policy: Policy) -> Crowd:
     held = held_by_us(ours, target)
     unbound = [pod for pod in others if pod.node is None and counts(pod, target, policy)]
     waiting = [pod for pod in unbound if pod.scheduled is Scheduled.UNSCHEDULABLE]
-    room = Room.without_ours(view.nodes, others) if view.nodes is not None and waiting else None
+    helpless = tuple(pod for pod in waiting if not_ours(pod.message, held))
     arrived = tuple(pod for pod in others if pod.node is not None and not pod.finished)
-    scarce = {name for name in held if "/" in name} or held
+    scarce = frozenset(name for name in held if "/" in name) or held
     return Crowd(
         bound=tuple(pod for pod in ours if pod.node and not pod.terminating),
         unbound=tuple(pod for pod in ours if not pod.node and not pod.terminating),
         parting=tuple(pod for pod in ours if pod.node and pod.terminating),
-        blocked=tuple(_blocked(waiting, held, room)),
-        undecided=tuple(
-            pod
-            for pod in unbound
-            if pod.scheduled is Scheduled.UNKNOWN and not held.isdisjoint(pod.requests)
-        ),
+        blocked=tuple(_blocked(waiting, helpless, view, others)),
+        helpless=helpless,
+        undecided=tuple(p for p in unbound if p.scheduled is Scheduled.UNKNOWN and _asks(p, held)),
         arrived=arrived,
-        holders=frozenset(pod.uid for pod in arrived if not scarce.isdisjoint(pod.requests)),
+        holders=frozenset(pod.uid for pod in arrived if _asks(pod, scarce)),
     )
 
 
@@ -81,8 +79,17 @@ def held_by_us(ours: list[Pod], target: Target) -> frozenset[str]:
     return frozenset(name for requests in asked for name, amount in requests.items() if amount > 0)
 
 
-def _blocked(waiting: list[Pod], held: frozenset[str], room: Room | None) -> Iterator[Pod]:
+def _asks(pod: Pod, resources: frozenset[str]) -> bool:
+    return any(amount > 0 and name in resources for name, amount in pod.requests.items())
+
+
+def _blocked(
+    waiting: list[Pod], helpless: tuple[Pod, ...], view: View, others: list[Pod]
+) -> Iterator[Pod]:
     """Unless it is certain that we are not in the way, we are."""
-    for pod in waiting:
-        if not not_ours(pod.message, held) and (room is None or room.could_take(pod)):
-            yield pod
+    cleared = {pod.uid for pod in helpless}
+    blocked = [pod for pod in waiting if pod.uid not in cleared]
+    if view.nodes is None or not blocked:
+        return iter(blocked)
+    room = Room.without_ours(view.nodes, others)
+    return (pod for pod in blocked if room.could_take(pod))

@@ -221,7 +221,7 @@ class State:
     wrote_at: float | None = None  # the last growth or trim
     looked_at: float | None = None
     gone_since: float | None = None  # since then no pod of ours is left
-    alone: Mapping[str, str] = field(default_factory=dict)  # uid -> kind of those waiting then
+    waiting: Mapping[str, str] = field(default_factory=dict)  # uid -> kind of who waited then
     tallies: Mapping[str, Tally] = field(default_factory=dict)  # by kind of pod
     mutes: Mapping[str, Mute] = field(default_factory=dict)  # by kind of pod
     undecided: Mapping[str, float] = field(default_factory=dict)  # uid -> first seen

@@ -78,10 +78,10 @@ def count(state: State, live: ByKind, arrived: Iterable[Pod], now: float) -> Sta
     left, or fewer of them than ever in this wait. Where a pod found a place, the strikes of its
     kind are forgotten, too.
     """
-    found = {state.alone[pod.uid] for pod in arrived if pod.uid in state.alone}
+    found = {state.waiting[pod.uid] for pod in arrived if pod.uid in state.waiting}
     helped = found | _left_soon(state, live, now)
     tallies = {
-        kind: tally
+        kind: _later(tally, state, now)
         for kind, tally in state.tallies.items()
         if kind not in helped and now - tally.seen < _FORGET_TALLY_S
     }
@@ -91,37 +91,57 @@ def count(state: State, live: ByKind, arrived: Iterable[Pod], now: float) -> Sta
     return replace(state, tallies=tallies, mutes=mutes)
 
 
+def _later(tally: Tally, state: State, now: float) -> Tally:
+    """With the time since the last look, if such pods waited then and we were gone."""
+    if state.gone_since is None or state.looked_at is None or tally.seen != state.looked_at:
+        return tally
+    return replace(tally, spent_s=tally.spent_s + now - state.looked_at)
+
+
+def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
+    """With those who wait now."""
+    if tally is None or (state.gone_since is not None and number < tally.fewest):
+        return Tally(0.0, number, now)
+    fewest = number if state.gone_since is None else tally.fewest
+    return Tally(tally.spent_s, fewest, now)
+
+
 def _left_soon(state: State, live: ByKind, now: float) -> set[str]:
     """The kinds of which a pod waited when we left and is no longer there: it was helped."""
     if state.gone_since is None or now - state.gone_since >= PROOF_S:
         return set()
     waiting = {pod.uid for pods in live.values() for pod in pods}
-    return {kind for uid, kind in state.alone.items() if uid not in waiting}
-
-
-def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
-    gone = state.gone_since is not None and state.looked_at is not None
-    if tally is None or (gone and number < tally.fewest):
-        return Tally(0.0, number, now)
-    if not gone:
-        return Tally(tally.spent_s, number, now)
-    spent = now - tally.seen if tally.seen == state.looked_at else 0.0
-    return Tally(tally.spent_s + spent, tally.fewest, now)
+    return {kind for uid, kind in state.waiting.items() if uid not in waiting}
 
 
 def strike(state: State, live: ByKind, policy: Policy, now: float) -> State:
     """Mutes the kinds that waited in vain for long enough."""
-    mutes, tallies = dict(state.mutes), dict(state.tallies)
     for kind, pods in live.items():
         wait_s = verdict_in_s(state, kind, policy, now)
-        if wait_s is None or wait_s > 0:
-            continue
-        strikes = mutes[kind].strikes + 1 if kind in mutes else 1
-        window = min(WINDOW_S * 2.0 ** (strikes - 1), WINDOW_MAX_S)
-        marks = frozenset(mark(pod.message) for pod in pods)
-        mutes[kind] = Mute(strikes, now, now + window, marks)
-        tallies.pop(kind, None)
-    return replace(state, mutes=mutes, tallies=tallies)
+        if wait_s is not None and wait_s <= 0:
+            state = _mute(state, kind, pods, now)
+    return state
+
+
+def clear(state: State, live: ByKind, helpless: Iterable[Pod], now: float) -> State:
+    """Mutes at once the kinds for which we left and whose words have since cleared us.
+
+    The scheduler names the first reason only, so while we are there it may say that a node is full
+    where the true reason, such as a volume elsewhere, comes to light when we are not. Once we are
+    back it says 'full' again; without a verdict we would leave again and again.
+    """
+    for kind, pods in by_kind(pod for pod in helpless if pod.uid in state.waiting).items():
+        if kind not in live:
+            state = _mute(state, kind, pods, now)
+    return state
+
+
+def _mute(state: State, kind: str, pods: Iterable[Pod], now: float) -> State:
+    strikes = state.mutes[kind].strikes + 1 if kind in state.mutes else 1
+    window = min(WINDOW_S * 2.0 ** (strikes - 1), WINDOW_MAX_S)
+    mute = Mute(strikes, now, now + window, frozenset(mark(pod.message) for pod in pods))
+    tallies = {name: tally for name, tally in state.tallies.items() if name != kind}
+    return replace(state, mutes={**state.mutes, kind: mute}, tallies=tallies)
 
 
 def verdict_in_s(state: State, kind: str, policy: Policy, now: float) -> float | None:
