@@ -17,6 +17,7 @@ _NUMBER = re.compile(r"\d+")  # two reasons that differ in numbers alone are one
 _log = logs.get("autokick")
 _AWAY = (Stage.YIELD, Stage.SETTLE)  # in which we hold back for others
 _FROZEN_S = 3.0  # seconds that we stand still before it is worth an event: a start takes less
+_FORGET_S = 60.0  # seconds after which a write that failed and was not tried again is past
 _MANY = 20  # names shown at most, of thousands that may wait
 
 
@@ -75,6 +76,7 @@ class Display:
         self._stage: Stage | None = None
         self._reason = ""
         self._entered_at = clock()
+        self._failure, self._failed_at = "", clock()  # of the last write
         self._told: tuple[Stage, str] | None = None
         self._away_since: float | None = None
         self._decided: dict[str, Any] = {}
@@ -118,6 +120,8 @@ class Display:
 
     def decided(self, decision: Decision, view: View, events: Events | None) -> None:
         """Shows a decision; what could not be written counts as frozen, whatever was decided."""
+        if self._clock() - self._failed_at > _FORGET_S:
+            self.problem("write", None)
         if refusal := self._problems.get("write"):
             decision = replace(decision, stage=Stage.FROZEN, reason=refusal)
         counts = Counts.of(view.target, view.ours)
@@ -145,6 +149,8 @@ class Display:
 
     def wrote(self, decision: Decision, before: int) -> None:
         """A write succeeded."""
+        self._failure = ""
+        self.problem("write", None)
         self._metrics.actions.labels(decision.action.value).inc()
         _log.info(
             "autokick.wrote",
@@ -157,7 +163,10 @@ class Display:
     def failed(self, error: Exception, *, for_good: bool) -> None:
         """A write failed; `for_good` if repeating it will not help by itself."""
         self._metrics.write_errors.inc()
-        _log.warning("autokick.write_failed", error=str(error))
+        self._failed_at = self._clock()
+        if str(error) != self._failure:
+            self._failure = str(error)
+            _log.warning("autokick.write_failed", error=self._failure)
         if for_good:
             self.problem("write", f"cannot write: {error}")
 

@@ -138,8 +138,6 @@ class _Term:
         self._display.problem("watch", "; ".join(self.mirror.problems) or None)
         before = self._state.stage
         decision, self._state = decide(view, self._state, self._plan.policy, now)
-        if decision.action is Action.NONE:
-            self._display.problem("write", None)  # there is nothing that could fail
         if decision.action not in (Action.KICK, Action.HOLD):
             self._kick_since = None
         elif self._kick_since is None:
@@ -155,7 +153,6 @@ class _Term:
         except KubeError as error:
             self._display.failed(error, for_good=isinstance(error, _FOR_GOOD))
             return
-        self._display.problem("write", None)
         self.mirror.wrote(version, written)
         self._display.wrote(decision, target.replicas)
         if self._kick_since is not None:

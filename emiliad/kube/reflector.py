@@ -120,6 +120,7 @@ class Reflector(Generic[T]):
                 reason = self._failed(error)
             self._restarted(reason)
             if reason == "ended" and self._clock() - began > _STEADY_S:
+                self._heard = self._clock()  # all that there was to say had been said by then
                 self._failures = 0
                 continue
             self._failures += 1
