@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from emiliad import logs
 from emiliad.kube.errors import NoCluster
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_log = logs.get("kube.access")
 _TOKEN_S = 60.0  # seconds for which a token that was read is used: the kubelet replaces the file
 
 # Gives the Authorization header; True asks for a new one because the last was not accepted.
@@ -81,15 +83,9 @@ async def from_kubeconfig(env: Mapping[str, str]) -> Access:
 
     Raises NoCluster. Credentials from plugins are fetched again when one is refused.
     """
-    from kubernetes_asyncio.config.config_exception import ConfigException
-
-    where = env.get("KUBECONFIG") or _default_kubeconfig()
-    try:
-        kubeconfig = _Kubeconfig(where)
-        await kubeconfig.load()
-        return kubeconfig.access()
-    except (ConfigException, OSError, ssl.SSLError, ValueError, KeyError, TypeError) as error:
-        raise NoCluster(f"no cluster: {where} is not usable: {error}") from None
+    kubeconfig = _Kubeconfig(env.get("KUBECONFIG") or _default_kubeconfig())
+    await kubeconfig.load()
+    return kubeconfig.access()
 
 
 def _default_kubeconfig() -> str:
@@ -103,23 +99,30 @@ class _Kubeconfig:
         self._where = where
         self._configuration = Configuration()
         self._namespace = ""
+        self._tls: ssl.SSLContext | bool = True
 
     async def load(self) -> None:
+        """Reads the file, and runs the plugin that it names. Raises NoCluster."""
         from kubernetes_asyncio.config import load_kube_config
 
-        loader = await load_kube_config(
-            config_file=self._where,
-            client_configuration=self._configuration,
-            persist_config=False,
-        )
-        context = loader.current_context or {}
-        self._namespace = context.get("context", {}).get("namespace") or "default"
+        try:
+            loader = await load_kube_config(
+                config_file=self._where,
+                client_configuration=self._configuration,
+                persist_config=False,
+            )
+            context = loader.current_context or {}
+            self._namespace = context.get("context", {}).get("namespace") or "default"
+            self._tls = self._context()
+        except Exception as error:  # noqa: BLE001 - whatever YAML, plugins and files bring forth
+            why = " ".join(str(error).split())
+            raise NoCluster(f"no cluster: {self._where} is not usable: {why}") from error
 
     def access(self) -> Access:
         configuration = self._configuration
         return Access(
             str(configuration.host),
-            self._tls(),
+            self._tls,
             self._authorization,
             namespace=self._namespace,
             server_name=configuration.tls_server_name,
@@ -127,7 +130,7 @@ class _Kubeconfig:
             trust_env=True,
         )
 
-    def _tls(self) -> ssl.SSLContext:
+    def _context(self) -> ssl.SSLContext:
         configuration = self._configuration
         tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
         tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -140,7 +143,10 @@ class _Kubeconfig:
 
     async def _authorization(self, refused: bool) -> str | None:
         if refused:
-            await self.load()
+            try:
+                await self.load()
+            except NoCluster as error:
+                _log.warning("access.not_renewed", error=str(error))
         return self._configuration.api_key.get("BearerToken")
 
 
