@@ -185,7 +185,9 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _autokick(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _leave)  # as for the daemon
+    from emiliad import signals
+
+    signals.before_the_loop()
     from emiliad.commands import autokick
 
     return autokick.run(_settings(), dry_run=arguments.dry_run)
