@@ -15,7 +15,7 @@ from ops.cluster.keeper import Keeper
 from ops.cluster.objects import GPU, Life, Machine
 from tests.autokick.plan import Plan
 
-_TICK_S = 5.0
+_TICK_S = 10.0
 _RETRY_S = 11.0  # by when the scheduler has looked at everyone again, after 10 s of back-off
 _NEEDED_S = 300.0  # within which going down by as few as needed has made room, step by step
 _RETURN_S = 95.0  # the cool-down, and a minute for pods that no scheduler looks at
@@ -153,22 +153,28 @@ class Judge:
     def _look(self) -> None:
         self._due = False
         self._measure_idle()
-        waiting = [life for life in self._others() if life.refused]
-        now = self._clock.now
-        if any(self._kinds.get(_work(life.pod.uid)) not in _NEVER_OURS for life in waiting):
-            self._cause_at = now
-        helpable = {life.pod.uid for life in waiting if self._cluster.fits_without_ours(life)}
-        self._helpable = {uid: self._helpable.get(uid, now) for uid in helpable}
-        blocked = {life.pod.uid for life in waiting if self._in_the_way(life, helpable)}
-        if self._silent or self._stage is Stage.FROZEN:
-            blocked = set()
-        self._blocked = {uid: self._blocked.get(uid, now) for uid in blocked}
-        for uid, since in self._blocked.items():
-            self._judge_wait(uid, now - since)
-        if waiting or any(life.waits and not life.refused for life in self._others()):
+        others = self._others()
+        waiting = [life for life in others if life.refused]
+        if waiting:
+            self._look_at(waiting)
+        else:
+            self._helpable = self._blocked = {}
+        if any(life.waits for life in others):
             self.disturb()
         self._judge_return(waiting)
         self._judge_calm()
+
+    def _look_at(self, waiting: list[Life]) -> None:
+        now = self._clock.now
+        if any(self._kinds.get(_work(life.pod.uid)) not in _NEVER_OURS for life in waiting):
+            self._cause_at = now
+        helpable = [life for life in waiting if self._cluster.fits_without_ours(life)]
+        self._helpable = {life.pod.uid: self._helpable.get(life.pod.uid, now) for life in helpable}
+        blind = self._silent or self._stage is Stage.FROZEN
+        blocked = [] if blind else [life for life in helpable if not self._cluster.fits_now(life)]
+        self._blocked = {life.pod.uid: self._blocked.get(life.pod.uid, now) for life in blocked}
+        for uid, since in self._blocked.items():
+            self._judge_wait(uid, now - since)
 
     def _judge_return(self, waiting: list[Life]) -> None:
         """I2: however much comes and goes, a free place for which nobody waits is taken."""
@@ -183,9 +189,6 @@ class Judge:
 
     def _others(self) -> list[Life]:
         return [life for life in self._cluster.pods.values() if life.counts and not life.ours]
-
-    def _in_the_way(self, life: Life, helpable: set[str]) -> bool:
-        return life.pod.uid in helpable and not self._cluster.fits_now(life)
 
     def _judge_wait(self, uid: str, wait_s: float) -> None:
         """I1 of whom we do not know better, I4 of whom we took for hopeless."""
@@ -243,8 +246,9 @@ class Judge:
             if sum(1 for _ in self._cluster.ours()) != len(self._cluster.machines):
                 self._fail("I2: not every node has a pod of ours")
             return
-        bound = sum(1 for life in self._cluster.ours() if _holds(life))
-        unbound = sum(1 for life in self._cluster.ours() if life.pod.node is None)
+        mine = [*self._cluster.ours()]
+        bound = sum(map(_holds, mine))
+        unbound = sum(life.pod.node is None for life in mine)
         replicas, buffer = self._ours.target.replicas, self._plan.policy.buffer
         if self._fills() and (unbound, replicas) != (buffer, bound + buffer):
             self._fail(f"I2: {bound} bound, {unbound} unbound, {replicas} replicas")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,12 @@ def test_a_target_that_is_not_to_be_touched_freezes(target: Any, says: str) -> N
     decision = Talk().look(a_view(target, ours(2, 1), [someone()]))
     assert (decision.action, decision.stage) == (Action.NONE, Stage.FROZEN)
     assert says in decision.reason
+
+
+def test_off_is_off() -> None:
+    """With AUTOKICK_MODE=off nothing is ever done."""
+    decision = Talk(mode="off").look(a_view(a_target(3), ours(2, 1), [someone()]))
+    assert (decision.action, decision.stage) == (Action.NONE, Stage.FROZEN)
 
 
 @pytest.mark.parametrize("rules", [{"mode": "all"}, {"mode": "needed", "kind": "DaemonSet"}])
@@ -112,6 +119,13 @@ def test_two_writes_keep_their_distance() -> None:
     assert held.action is Action.NONE
     assert held.next_look_s == pytest.approx(0.15)
     assert talk.look(a_view(a_target(2), ours(2), [someone()]), 0.05).action is Action.KICK
+
+
+def test_enough_of_ours_wait_whatever_is_asked_for() -> None:
+    """Someone asked for fewer: pods go, and only then is it clear how many are to be added."""
+    decision = Talk().look(a_view(a_target(1), ours(3, 1)))
+    assert decision.action is Action.NONE
+    assert "3 pods run and 1 wait" in decision.reason
 
 
 def test_a_surplus_is_trimmed_when_it_has_settled() -> None:
@@ -207,7 +221,9 @@ def test_a_daemonset_is_held_and_released() -> None:
     assert talk.look(a_view(held, ours(leaving=3), [someone()]), 1).action is Action.NONE
     assert talk.look(a_view(held), 10).stage is Stage.SETTLE
     assert talk.look(a_view(there), 1).action is Action.HOLD  # someone let them back too soon
-    assert talk.look(a_view(held), 20).action is Action.RELEASE
+    fresh = [someone(scheduled=Scheduled.UNKNOWN)]
+    assert talk.look(a_view(held, (), fresh), 20).action is Action.NONE
+    assert talk.look(a_view(held), 1).action is Action.RELEASE
     assert talk.look(a_view(there, ours(3)), 1).action is Action.NONE
 
 
@@ -309,6 +325,38 @@ def test_a_successor_is_muted_with_its_like() -> None:
     assert talk.look(a_view(a_target(4), ours(3, 1), [other]), 1).action is Action.KICK
 
 
+def test_a_daemonset_that_begins_held_waits_for_the_scheduler() -> None:
+    """A new leader finds it held and nobody refused: it looks before it lets the pods back."""
+    talk = Talk(kind="DaemonSet")
+    held = a_target(3, kind="DaemonSet", held=True)
+    fresh = [someone(scheduled=Scheduled.UNKNOWN)]
+    decision = talk.look(a_view(held, (), fresh))
+    assert (decision.stage, decision.action, decision.next_look_s) == ("fill", Action.NONE, 60.0)
+
+
+def test_two_kinds_are_judged_apart() -> None:
+    """One that waited long is muted; another that has just come is still waited for."""
+    talk = Talk()
+    old, new = someone("old", requests={GPU: 16}), someone("new", requests={GPU: 15})
+    gone = _gone(talk, old)
+    talk.look(gone, 299)
+    talk.look(a_view(a_target(0), (), [old, new]), 0.5)
+    decision = talk.look(a_view(a_target(0), (), [old, new]), 1)
+    assert (decision.stage, decision.blocked) == (Stage.YIELD, ("team/new",))
+    assert decision.muted == ("team/old",)
+
+
+def test_whom_we_saw_arrive_is_not_hopeless() -> None:
+    """A pod of the kind that found a place clears its like of what was counted against them."""
+    talk = Talk()
+    gang = [someone(f"gang-{n}", owner=Owner("Job", "gang")) for n in range(2)]
+    gone = _gone(talk, gang[0])
+    talk.look(gone, 299)
+    placed = replace(gang[0], node="n1", scheduled=Scheduled.YES)
+    talk.look(a_view(a_target(0), (), [placed, gang[1]]), 0.5)
+    assert talk.look(a_view(a_target(0), (), [placed, gang[1]]), 299).stage is Stage.YIELD
+
+
 def test_members_that_bind_keep_us_away() -> None:
     """A gang's patience begins anew with each member that finds a place."""
     talk = Talk()
@@ -364,6 +412,17 @@ def test_whom_the_scheduler_clears_us_of_is_muted_at_once() -> None:
     assert decision.muted == ("team/db",)
     decision = talk.look(a_view(a_target(4), ours(3, 1), [someone("db")]), 100)
     assert decision.stage is Stage.FILL
+
+
+def test_one_cleared_of_two_alike_clears_nobody() -> None:
+    """While the scheduler still calls the nodes full for one of a kind, we are not cleared."""
+    talk = Talk()
+    alike = [someone(f"db-{n}", owner=Owner("StatefulSet", "db")) for n in range(2)]
+    talk.look(a_view(a_target(4), ours(3, 1), alike))
+    truth = "0/4 nodes are available: 4 node(s) had volume node affinity conflict."
+    told = [replace(alike[0], message=truth), alike[1]]
+    decision = talk.look(a_view(a_target(0), (), told), 12)
+    assert (decision.stage, decision.blocked) == (Stage.YIELD, ("team/db-1",))
 
 
 def test_a_freeze_keeps_verdicts_and_forgets_the_rest() -> None:

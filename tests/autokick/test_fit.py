@@ -57,6 +57,9 @@ def test_what_others_hold_is_not_to_be_had() -> None:
     assert not Room.without_ours((NODE,), holders).could_take(wants)
     ended = [replace(holders[0], phase="Succeeded"), *holders[1:]]
     assert Room.without_ours((NODE,), ended).could_take(wants)
+    assert Room.without_ours((replace(NODE, allocatable={GPU: 8}),), holders).could_take(
+        someone(requests={GPU: 5})
+    )  # what a node does not count, nobody takes from it
     small = [someone(f"s{n}", node="n0", requests={}) for n in range(10)]
     assert not Room.without_ours((NODE,), small).could_take(someone(requests={}))
 

@@ -201,6 +201,13 @@ def test_missing_and_odd_parts_are_defaults(obj: dict[str, Any]) -> None:
     assert node_from(obj).allocatable is not None
 
 
+def test_what_cannot_be_read_stays_known_to_be_asked_for() -> None:
+    """No API server lets such a quantity or time pass; but no guess is made of it either."""
+    container = {"resources": {"requests": {"nvidia.com/gpu": "many"}}}
+    assert requests_of({"containers": [container]}) == {"nvidia.com/gpu": 0.0}
+    assert pod_from({"metadata": {"creationTimestamp": "yesterday"}}).created == 0.0
+
+
 def test_a_deployment_is_read() -> None:
     """Replicas, selector, pause, roll-out, the template's requests, and Kubernetes' complaint."""
     target = target_from(
