@@ -114,7 +114,7 @@ class _Kubeconfig:
             context = loader.current_context or {}
             self._namespace = context.get("context", {}).get("namespace") or "default"
             self._tls = self._context()
-        except Exception as error:
+        except Exception as error:  # whatever YAML, plugins and files bring
             why = " ".join(str(error).split())
             raise NoCluster(f"no cluster: {self._where} is not usable: {why}") from error
 

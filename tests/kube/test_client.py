@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -152,6 +153,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert, key
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
 async def test_a_mounted_service_account_is_used_and_its_new_token_read(tmp_path: Path) -> None:
     """In a pod: https with the cluster's own authority; the kubelet replaces the token."""
     cert, key = certificate(tmp_path)
