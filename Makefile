@@ -7,6 +7,9 @@ MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/emiliad/models
 export MODELS_DIR
 # The parts that depend on nothing but their arguments are tested to the last branch.
 PURE := emiliad/autokick/*.py,pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
+PURE_TESTS := $(addprefix tests/pipeline/test_,$(addsuffix .py,segment keep naming))
+# Test files that run side by side; many of them wait for real daemons most of the time.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test simulate lint format chaos bench models image examples locks clean
@@ -18,7 +21,8 @@ demo: $(VENV)/.cpu models  ## run the whole job on real speech: ./demo
 	@$(BIN)/python -m ops.demo
 
 test: $(VENV)/.test models lint  ## run every check and test
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m coverage run -m pytest -q $(PURE_TESTS)
 	$(BIN)/python -m coverage report --include='$(PURE)' --show-missing --fail-under=100
 
 SEEDS ?= 10000
