@@ -7,7 +7,8 @@ MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/emiliad/models
 export MODELS_DIR
 # The parts that depend on nothing but their arguments are tested to the last branch.
 PURE := emiliad/autokick/*.py,pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
-PURE_TESTS := $(addprefix tests/pipeline/test_,$(addsuffix .py,segment keep naming))
+PURE_TESTS := $(addprefix tests/pipeline/test_,$(addsuffix .py,segment keep naming)) \
+              $(addprefix tests/autokick/test_,$(addsuffix .py,decide fit objects reasons))
 # Test files that run side by side; many of them wait for real daemons most of the time.
 JOBS ?= 2
 
