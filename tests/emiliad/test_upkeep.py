@@ -109,7 +109,7 @@ async def test_an_executor_that_is_given_up_is_a_problem_until_it_is_up(
         why = "a: RuntimeError: the fake pipeline was told not to load"
         assert (desk.row()["state"], desk.row()["reason"]) == ("dead", why)
         (problem,) = desk.board.snapshot()["problems"]
-        assert problem == f"a on NVIDIA H200 GPU-1 is given up: {why}"
+        assert problem["text"] == f"a on NVIDIA H200 GPU-1 is given up: {why}"
         assert desk.board.not_ready() == f"every executor is given up: {why}"
         assert (desk.restarts("crash"), desk.restarts("load")) == (1, 2)
         (tmp_path / "a").unlink()
