@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and its store, a line each")
     doctor.set_defaults(command=_doctor)
 
+    autokick = commands.add_parser("autokick", help="leave a shared cluster's GPUs to who waits")
+    autokick.add_argument(
+        "--dry-run", action="store_true", help="only print what it would do, and why"
+    )
+    autokick.set_defaults(command=_autokick)
+
     bench = commands.add_parser("bench", help="what each stage costs on this machine")
     bench.add_argument("file", nargs="?", type=Path, help="default: a real conversation, repeated")
     bench.add_argument("--seconds", type=float, default=150.0, help="its length; default: 150")
@@ -176,6 +182,15 @@ def _doctor(_: argparse.Namespace) -> int:
     from emiliad.commands import doctor
 
     return doctor.run(_settings())
+
+
+def _autokick(arguments: argparse.Namespace) -> int:
+    from emiliad import signals
+
+    signals.before_the_loop()
+    from emiliad.commands import autokick
+
+    return autokick.run(_settings(), dry_run=arguments.dry_run)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -177,7 +177,7 @@ class AutokickConfig:
         "AUTOKICK_MODE",
         "",
         "all: no pod of ours while another waits for what we hold; needed: as few less as will do; "
-        "default: off in a daemon, all in `emiliad autokick`",
+        "default: all; in a daemon that runs outside a cluster: off",
         choices=("", "off", "all", "needed"),
     )
     namespace: str = setting("NAMESPACE", "", "where the target lives; default: the pod's own")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import anyio
 from anyio import create_memory_object_stream
@@ -18,7 +19,17 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from emiliad import signals
-from emiliad.actors import announce, claim, execute, observe, prefetch, renew, sweep, upload
+from emiliad.actors import (
+    announce,
+    autokick,
+    claim,
+    execute,
+    observe,
+    prefetch,
+    renew,
+    sweep,
+    upload,
+)
 from emiliad.assembly import Node, assemble
 from emiliad.board import Board
 from emiliad.config import Config, Settings
@@ -64,6 +75,7 @@ async def run(
             beside.start_soon(signals.obey, stop, board.snapshot)
             beside.start_soon(heartbeat.run)
             beside.start_soon(partial(announce.run, notifier=notifier, board=board))
+            beside.start_soon(_watch_the_cluster, settings, metrics, board, stop)
             async with AsyncExitStack() as stack:
                 node: Node | None = None
                 with stop.assembly:
@@ -72,6 +84,22 @@ async def run(
                     totals = await _work(node, stop, notifier, exit_when_empty=exit_when_empty)
             beside.cancel_scope.cancel()
     return totals
+
+
+async def _watch_the_cluster(
+    settings: Settings, metrics: Metrics, board: Board, stop: Stop
+) -> None:
+    """The autokicker, until the daemon drains: then another one takes over at once."""
+
+    def report(status: Mapping[str, Any], problem: str | None) -> None:
+        if status["state"] != "off":
+            board.fact(autokick=dict(status))
+        board.problem("autokick", problem)
+
+    with stop.aside:
+        await autokick.run(
+            settings=settings.autokick, metrics=metrics.autokick, embedded=True, report=report
+        )
 
 
 @contextmanager

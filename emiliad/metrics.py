@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from emiliad.store import OPERATIONS, RESULTS
 from emiliad.types import Outcome
@@ -22,6 +22,9 @@ RESTART_REASONS = ("crash", "timeout", "protocol", "not_reusable", "recycled", "
 QUEUES = ("claimed", "prefetched", "upload")
 AUTOKICK_STATES = ("off", "frozen", "fill", "yield", "settle")
 AUTOKICK_ACTIONS = ("grow", "trim", "kick", "hold", "release")
+AUTOKICK_KICKS = ("unschedulable", "scaled_up")
+AUTOKICK_RESTARTS = ("ended", "gone", "silent", "refused", "failed")
+AUTOKICK_PROBLEMS = ("election", "watch", "write", "version")
 AUTOKICK_REPLICAS = ("wanted", "bound", "unbound", "terminating")
 
 
@@ -99,6 +102,8 @@ class Metrics:
         )
         self.loop_stalls = self._counter("loop_stalls", "Times that the event loop stood still")
         self.info = self._gauge("daemon_info", "1, with what this daemon is", "version")
+        # process_resident_memory_bytes, process_start_time_seconds and such, of the daemon itself.
+        ProcessCollector(registry=self.registry)
         self.autokick = AutokickMetrics(self.registry)
         self._start_at_zero()
 
@@ -174,8 +179,15 @@ class AutokickMetrics:
         self.yielded_seconds = self._counter(
             "yielded_seconds", "Time during which we held back for others, in seconds"
         )
+        self.problems = self._gauge("problems", "1 while something is wrong, by what", "problem")
         for state in AUTOKICK_STATES:
             self.state.labels(state)
+        for reason in AUTOKICK_KICKS:
+            self.kicks.labels(reason)
+        for reason in AUTOKICK_RESTARTS:
+            self.watch_restarts.labels(reason)
+        for problem in AUTOKICK_PROBLEMS:
+            self.problems.labels(problem)
         for action in AUTOKICK_ACTIONS:
             self.actions.labels(action)
         for kind in AUTOKICK_REPLICAS:

@@ -16,7 +16,7 @@ FORCED_S = 4.8  # after the deadline, from which the process ends whatever still
 
 
 class Stop:
-    """Three scopes: `assembly` and `intake` are cancelled to drain, `work` to stop now.
+    """Four scopes: `assembly`, `intake` and `aside` are cancelled to drain, `work` to stop now.
 
     `told` hears of the two steps, draining and stopping, and within how many seconds all must be
     over.
@@ -26,6 +26,7 @@ class Stop:
         self.drain_timeout_s = drain_timeout_s
         self.assembly = anyio.CancelScope()  # of the daemon: it holds nothing yet
         self.intake = anyio.CancelScope()  # of tasks
+        self.aside = anyio.CancelScope()  # what others can go on with: the watch over the cluster
         self.work = anyio.CancelScope()  # on what was taken in
         self.draining = False
         self._told = told
@@ -41,6 +42,7 @@ class Stop:
         self.work.deadline = now + self.drain_timeout_s - earlier
         self.assembly.cancel()
         self.intake.cancel()
+        self.aside.cancel()
 
     def now(self) -> None:
         """Cuts running work off, too."""

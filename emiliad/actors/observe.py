@@ -23,6 +23,7 @@ async def run(*, board: Board, metrics: Metrics, leases: Leases, scratch: Scratc
             outlook=asdict(leases.outlook),
             oldest_renewal_s=None if oldest is None else round(oldest, 3),
         )
+        board.count_time()
         try:
             used = await anyio.to_thread.run_sync(scratch.used_bytes)
             free = await anyio.to_thread.run_sync(scratch.free_bytes)

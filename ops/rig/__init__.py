@@ -1,1 +1,1 @@
-"""What benchmarks and tests both work on: real S3 servers, a proxy that delays, a fake pipeline."""
+"""What benchmarks and tests both work on: S3 servers, a slow proxy, a fake pipeline, a cluster."""

@@ -1,0 +1,1 @@
+"""A toy cluster on a simulated clock: enough of Kubernetes to judge autokickers by."""
