@@ -35,7 +35,7 @@ lint: $(VENV)/.test  ## formatting, lint, types, layers, spelling
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/codespell emiliad pipeline ops tests *.md
+	$(BIN)/codespell emiliad pipeline ops tests docs kustomize *.md
 
 format: $(VENV)/.test  ## put the code in its standard form
 	$(BIN)/ruff format .
