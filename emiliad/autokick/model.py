@@ -188,6 +188,9 @@ class Tally:
     spent_s: float  # since the last sign of progress
     fewest: int  # the least of them that waited at once since then
     seen: float  # when they last waited
+    dropped: bool = False  # there have been fewer of them than before ...
+    forgiven_s: float = 0.0  # ... for which so much was not counted any more
+    replaced: bool = False  # but others came in their stead: that was no progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,23 @@ def _later(tally: Tally, state: State, now: float) -> Tally:
 
 
 def _tally(tally: Tally | None, number: int, state: State, now: float) -> Tally:
-    """With those who wait now."""
-    if tally is None or (state.gone_since is not None and number < tally.fewest):
+    """With those who wait now.
+
+    If some of a gang are no longer there they may have found a place. If then others come in their
+    stead they have not, and what was forgiven counts after all.
+    """
+    if tally is None:
         return Tally(0.0, number, now)
-    fewest = number if state.gone_since is None else tally.fewest
-    return Tally(tally.spent_s, fewest, now)
+    tally = replace(tally, seen=now)
+    if tally.dropped and number > tally.fewest:
+        spent_s = tally.spent_s + tally.forgiven_s
+        tally = replace(tally, spent_s=spent_s, forgiven_s=0.0, dropped=False, replaced=True)
+    if state.gone_since is None:
+        return replace(tally, fewest=number)
+    if number >= tally.fewest or tally.replaced:
+        return tally
+    forgiven_s = tally.forgiven_s + tally.spent_s
+    return replace(tally, spent_s=0.0, forgiven_s=forgiven_s, dropped=True, fewest=number)
 
 
 def _left_soon(state: State, live: ByKind, now: float) -> set[str]:

@@ -48,7 +48,9 @@ def not_ours(message: str, held: Set[str]) -> bool:
     if not head:
         return False
     items = [*_items(head)]
-    return all(_item_not_ours(item, held) for item in items) or _hopeless(items, head, tail)
+    if all(_item_not_ours(item, held) for item in items):
+        return True
+    return _all_nodes_refuse(items, head, held) or _hopeless(items, head, tail)
 
 
 @lru_cache(maxsize=1024)  # the same few texts come again and again
@@ -70,6 +72,23 @@ def _split(message: str) -> tuple[str, str]:
 def _items(head: str) -> Iterator[str]:
     """The reasons, each with its number of nodes where it has one."""
     yield from _ITEM.split(_HEAD.sub("", head))
+
+
+def _all_nodes_refuse(items: list[str], head: str, held: Set[str]) -> bool:
+    """Whether each node has a reason that is not ours, be it that some lack our things as well.
+
+    A node is counted once among the reasons of nodes, but once for each resource that it lacks.
+    """
+    total = _TOTAL.match(head)
+    certain = [item for item in items if _item_not_ours(item, held)]
+    lacking = [_count(item) for item in certain if _INSUFFICIENT.search(item)]
+    refusing = [_count(item) for item in certain if not _INSUFFICIENT.search(item)]
+    return total is not None and sum(refusing) + max(lacking, default=0) >= int(total[1]) > 0
+
+
+def _count(item: str) -> int:
+    found = _COUNT.match(item)
+    return int(found[1]) if found else 0
 
 
 def _item_not_ours(item: str, held: Set[str]) -> bool:

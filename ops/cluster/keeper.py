@@ -52,7 +52,6 @@ class Keeper:
         self._due = self._in_flight = False
         self._alarm = 0
         self._silent_since: float | None = None
-        self._held_back: list[Callable[[], None]] = []
         self.leader = True
         self.writes = 0
         cluster.listen(self._pod_changed, self._machines_changed)
@@ -74,8 +73,10 @@ class Keeper:
             cache[pod.uid] = pod
 
     def _machines_changed(self) -> None:
-        nodes = tuple(machine.seen() for machine in self._cluster.machines.values())
-        self._deliver(partial(setattr, self, "_nodes", nodes))
+        self._deliver(self._read_nodes)
+
+    def _read_nodes(self) -> None:
+        self._nodes = tuple(machine.seen() for machine in self._cluster.machines.values())
 
     def _target_changed(self) -> None:
         self._deliver(self._read_target)
@@ -85,7 +86,6 @@ class Keeper:
 
     def _deliver(self, news: Callable[[], None]) -> None:
         if self._silent_since is not None:
-            self._held_back.append(news)
             return
         lag_s = self._rng.random() * self._wire.lag_s
         self._last_s = max(self._last_s, self._clock.now + lag_s)
@@ -102,11 +102,17 @@ class Keeper:
             self._clock.after(self._policy.stale_s + 1.0, self._soon)
 
     def resume(self) -> None:
-        """The watches are back, and tell what was missed."""
+        """The watches are back, and begin with a list of all that there is."""
         self._silent_since = None
-        held_back, self._held_back = self._held_back, []
-        for news in held_back:
-            self._deliver(news)
+        self._deliver(self._list)
+
+    def _list(self) -> None:
+        self._mine.clear()
+        self._others.clear()
+        for life in self._cluster.pods.values():
+            self._note(life.pod, life.ours, gone=False)
+        self._read_nodes()
+        self._read_target()
 
     def restart(self) -> None:
         """Another process takes over, which remembers nothing."""

@@ -42,6 +42,7 @@ class Judge:
         self._template = ours.template()
         self._writes = 0
         self._muted: dict[str, float] = {}  # work -> muted since
+        self._freed: dict[str, float] = {}  # work -> no longer muted since
         self._verdicts: Counter[str] = Counter()  # work -> verdicts
         self._stage = Stage.FILL
         self._silent = False
@@ -102,6 +103,7 @@ class Judge:
             self._verdicts[work] += 1
             self._yielded_at = -1e9
             self._judge_verdict(work)
+        self._freed |= dict.fromkeys(self._muted.keys() - works, now)
         self._muted = {work: self._muted.get(work, now) for work in works}
         self._judge_right_to_write(view, decision)
         self._stage = decision.stage
@@ -199,7 +201,8 @@ class Judge:
             if wait_s > _NEEDED_S:
                 self._fail(f"I4: {uid} waits for {wait_s:.0f} s")
         else:
-            self._judge_absence(uid, wait_s)
+            unmuted_s = self._clock.now - self._freed.get(_work(uid), -1e9)
+            self._judge_absence(uid, min(wait_s, unmuted_s))
 
     def _judge_absence(self, uid: str, wait_s: float) -> None:
         if wait_s > self._limit_s and any(map(_lives, self._cluster.ours())):

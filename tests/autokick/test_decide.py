@@ -368,6 +368,19 @@ def test_members_that_bind_keep_us_away() -> None:
     assert talk.look(a_view(a_target(0), (), gang[:1]), 1).stage is Stage.FILL
 
 
+def test_members_that_are_replaced_have_not_bound() -> None:
+    """Pods that go one after the other and come again waited in vain: all of it counts."""
+    talk = Talk()
+    gang = [someone(f"gang-{n}", owner=Owner("Job", "gang")) for n in range(6)]
+    _gone(talk, *gang[:3])
+    talk.look(a_view(a_target(0), (), gang[1:3]), 200)
+    talk.look(a_view(a_target(0), (), gang[2:3]), 0.1)
+    talk.look(a_view(a_target(0)), 0.1)
+    talk.look(a_view(a_target(0), (), gang[3:]), 5)
+    assert talk.look(a_view(a_target(0), (), gang[3:]), 99).stage is Stage.YIELD
+    assert talk.look(a_view(a_target(0), (), gang[3:]), 1).stage is Stage.FILL
+
+
 @pytest.mark.parametrize("how", ["a node", "a place", "a release"])
 def test_what_changes_ends_a_mute(how: str) -> None:
     """New nodes in the scheduler's words, a place for our waiting pod, or somebody's GPUs freed."""

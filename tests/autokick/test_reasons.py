@@ -32,6 +32,7 @@ NO_VICTIMS = " preemption: 0/3 nodes are available: 3 No preemption victims foun
         "taint(s). preemption: 0/3 nodes are available: 1 No preemption victims found for "
         "incoming pod, 2 Preemption is not helpful for scheduling.",
         "something that no scheduler said yet",
+        "0/3 nodes are available: 1 Insufficient cpu, 2 Insufficient example.com/fpga.",
         "",
     ],
 )
@@ -56,6 +57,9 @@ def test_what_may_be_our_doing_counts(message: str) -> None:
         "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. no new claims to deallocate,"
         + UNHELPFUL,  # greater than any node, since Kubernetes 1.34
         "no nodes available to schedule pods",
+        "0/3 nodes are available: 2 Insufficient cpu, 3 Insufficient example.com/fpga.",
+        "0/3 nodes are available: 2 Insufficient cpu, 2 Insufficient example.com/fpga, "
+        "1 node(s) were unschedulable.",
     ],
 )
 def test_what_is_certainly_not_our_doing_does_not(message: str) -> None:
