@@ -281,6 +281,7 @@ async def test_two_versions_are_told_apart(tmp_path: Path) -> None:
     cluster = furnished()
     server = ApiServer(cluster.objects)
     front, seen = Front(server), Seen()
+    metrics = AutokickMetrics(CollectorRegistry())
     spec = {"holderIdentity": "other", "leaseDurationSeconds": 600, "leaseTransitions": 0}
     notes = {"emiliad.io/version": "9.9"}
     cluster.objects.create(
@@ -292,7 +293,7 @@ async def test_two_versions_are_told_apart(tmp_path: Path) -> None:
         run = partial(
             autokick.run,
             settings=replace(AutokickConfig(), buffer=1),
-            metrics=AutokickMetrics(CollectorRegistry()),
+            metrics=metrics,
             embedded=False,
             report=seen.take,
             env={"KUBECONFIG": str(kubeconfig(tmp_path, front.url))},
@@ -301,4 +302,34 @@ async def test_two_versions_are_told_apart(tmp_path: Path) -> None:
             await until(lambda: "version 9.9" in (seen.problem or ""))
             assert seen.status["holder"] == "other"
             assert not seen.status["leader"]
+            await until(lambda: cluster.objects.all("events"))
+    (event,) = cluster.objects.all("events")
+    assert event["reason"] == "OtherVersion"
+    assert (
+        metrics.registry.get_sample_value("emiliad_autokick_problems", {"problem": "version"}) == 1
+    )
+    assert server.count("patch") == 0
+
+
+async def test_without_the_right_to_the_lease_nobody_leads(tmp_path: Path) -> None:
+    """No election, no writes; the reason is shown, as an event as well."""
+    cluster = furnished()
+    without = "\n".join(line for line in ROLE.splitlines() if "lease" not in line)
+    without = without.replace("     verbs: [get, list, watch, update]}\n", "")
+    rights = rules_from(without, namespace=NAMESPACE)
+    server, seen = ApiServer(cluster.objects, rights=rights), Seen()
+    front = Front(server)
+    async with front.serving(), background(cluster.run):
+        run = partial(
+            autokick.run,
+            settings=AutokickConfig(),
+            metrics=AutokickMetrics(CollectorRegistry()),
+            embedded=False,
+            report=seen.take,
+            env={"KUBECONFIG": str(kubeconfig(tmp_path, front.url))},
+        )
+        async with background(run):
+            await until(lambda: 'cannot list resource "leases"' in (seen.problem or ""))
+            await until(lambda: cluster.objects.all("events"))
+            assert not seen.status["candidate"]
     assert server.count("patch") == 0
