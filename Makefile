@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/emiliad/models
 export MODELS_DIR
 # The parts that depend on nothing but their arguments are tested to the last branch.
-PURE := pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
+PURE := emiliad/autokick/*.py,pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test simulate lint format chaos bench models clean

@@ -150,8 +150,9 @@ def _go_down(scene: Scene, state: State, waiting: list[Pod], reason: str) -> tup
 
 
 def _decision(scene: Scene, state: State, wish: Wish, live: ByKind) -> Decision:
-    muted = sorted(
-        pod.full_name for kind, pods in scene.blocked.items() if kind not in live for pod in pods
+    muted = (pod for kind, pods in scene.blocked.items() if kind not in live for pod in pods)
+    cleared = (
+        pod for pod in scene.crowd.helpless if mutes.is_muted(state, mutes.kind_of(pod), scene.now)
     )
     return Decision(
         action=wish.action,
@@ -159,7 +160,7 @@ def _decision(scene: Scene, state: State, wish: Wish, live: ByKind) -> Decision:
         reason=wish.reason,
         replicas=wish.replicas,
         blocked=tuple(sorted(pod.full_name for pods in live.values() for pod in pods)),
-        muted=tuple(muted),
+        muted=tuple(sorted(pod.full_name for pod in (*muted, *cleared))),
         next_look_s=_next_look_s(scene, state, wish, live),
     )
 

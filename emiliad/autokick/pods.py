@@ -34,7 +34,7 @@ def pod_from(obj: Object) -> Pod:
         gated=gated or bool(spec.get("schedulingGates")),
         mirror=_MIRROR in _part(meta, "annotations"),
         scheduler=str(spec.get("schedulerName") or "default-scheduler"),
-        priority=int(spec.get("priority") or 0),
+        priority=_integer(spec.get("priority")),
         created=_seconds(meta.get("creationTimestamp")),
         scheduled=scheduled,
         message=message,
@@ -52,13 +52,13 @@ def target_from(obj: Object) -> Target:
     template = _part(_part(spec, "template"), "spec")
     kind = str(obj.get("kind") or ("Deployment" if "replicas" in spec else "DaemonSet"))
     daemonset = kind == "DaemonSet"
-    replicas = status.get("desiredNumberScheduled", 0) if daemonset else spec.get("replicas", 1)
+    wanted = _integer(status.get("desiredNumberScheduled"))
     return Target(
         name=str(meta.get("name", "")),
         namespace=str(meta.get("namespace", "")),
         uid=str(meta.get("uid", "")),
         kind=kind,
-        replicas=int(replicas or 0),
+        replicas=wanted if daemonset else _integer(spec.get("replicas"), 1),
         selector=selector_from(spec.get("selector")),
         paused=bool(spec.get("paused")),
         terminating=meta.get("deletionTimestamp") is not None,
@@ -156,8 +156,8 @@ def _scheduled(status: Object) -> tuple[Scheduled, str, bool]:
 def _rolling(meta: Object, status: Object, counter: str) -> bool:
     generation = meta.get("generation")
     behind = status.get("observedGeneration", generation) != generation
-    wanted = status.get("desiredNumberScheduled", status.get("replicas", 0)) or 0
-    return behind or (status.get(f"updated{counter}") or 0) < wanted
+    there = status.get("desiredNumberScheduled", status.get("replicas"))
+    return behind or _integer(status.get(f"updated{counter}")) < _integer(there)
 
 
 def _problem(status: Object) -> str | None:
@@ -234,6 +234,11 @@ def _part(obj: Object, key: str) -> Object:
     return part if isinstance(part, Mapping) else {}
 
 
-def _list(obj: Object, key: str) -> list[Any]:
+def _list(obj: Object, key: str) -> list[Object]:
+    """A nested list of objects; whatever else is in it is left out."""
     part = obj.get(key)
-    return list(part) if isinstance(part, (list, tuple)) else []
+    return [one for one in part if isinstance(one, Mapping)] if isinstance(part, list) else []
+
+
+def _integer(number: Any, default: int = 0) -> int:
+    return number if isinstance(number, int) else default

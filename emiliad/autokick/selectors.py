@@ -57,13 +57,14 @@ def selects(selector: Selector, labels: Mapping[str, str]) -> bool:
 
 def requirement_from(obj: Mapping[str, Any]) -> Requirement:
     """One matchExpressions or matchFields entry."""
-    values = tuple(str(value) for value in obj.get("values") or ())
-    return Requirement(str(obj.get("key", "")), str(obj.get("operator", "")), values)
+    values = obj.get("values")
+    texts = tuple(map(str, values)) if isinstance(values, list) else ()
+    return Requirement(str(obj.get("key", "")), str(obj.get("operator", "")), texts)
 
 
 def selector_from(obj: Mapping[str, Any] | None) -> Selector:
     """A LabelSelector object: matchLabels and matchExpressions."""
-    obj = obj or {}
+    obj = obj if isinstance(obj, Mapping) else {}
     labels = obj.get("matchLabels") or {}
     equal = (Requirement(key, "In", (str(value),)) for key, value in sorted(labels.items()))
     return (*equal, *(requirement_from(entry) for entry in obj.get("matchExpressions") or ()))

@@ -147,10 +147,11 @@ class Cluster:
     @staticmethod
     def has_room(machine: Machine, requests: Requests, used: Requests) -> bool:
         """Whether the node can hold so much more than what is used of it."""
-        return all(
-            amount <= machine.allocatable.get(name, 0.0) - used.get(name, 0.0) + _EPSILON
-            for name, amount in requests.items()
-        )
+        for name, amount in requests.items():
+            free = machine.allocatable.get(name, 0.0) - used.get(name, 0.0)
+            if amount > free + _EPSILON:
+                return False
+        return True
 
     def fits_now(self, life: Life) -> bool:
         """Whether a node would take the pod as things are."""

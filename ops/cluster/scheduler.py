@@ -158,17 +158,12 @@ class Scheduler:
             return ["node(s) had untolerated taint {node.kubernetes.io/not-ready: }"], True
         if any(machine.labels.get(k) != v for k, v in life.pod.selector.items()):
             return ["node(s) didn't match Pod's node affinity/selector"], True
-        requests = life.pod.requests
-        short = [
-            n
-            for n in requests
-            if not self._cluster.has_room(machine, {n: requests[n]}, machine.used)
-        ]
+        room, requests = self._cluster.has_room, life.pod.requests
+        used = self._promised(machine, life)
+        short = [name for name in requests if not room(machine, {name: requests[name]}, used)]
         if short:
-            great = any(not self._cluster.has_room(machine, {n: requests[n]}, {}) for n in short)
-            return [
-                f"Insufficient {name}" for name in short
-            ], great and self._habits.knows_too_great
+            great = any(not room(machine, {name: requests[name]}, {}) for name in short)
+            return [f"Insufficient {n}" for n in short], great and self._habits.knows_too_great
         return ["node(s) had volume node affinity conflict"], True
 
     def _about_preemption(self, total: int, unhelpful: int) -> str:

@@ -1,6 +1,6 @@
 """Watches one history of the toy cluster and says which promise was broken.
 
-The oracle is the truth of the cluster ("remove ours: does it fit?"), never what the autokicker sees.
+The oracle is the truth of the cluster ("remove ours: does it fit?"), never the autokicker's view.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from ops.cluster.cluster import Cluster
 from ops.cluster.controllers import OurController
 from ops.cluster.keeper import Keeper
 from ops.cluster.objects import GPU, Life, Machine
-from tests.autokick.plan import HOPELESS, UNCOUNTED, Plan
+from tests.autokick.plan import Plan
 
-_TICK_S = 5.0
+_TICK_S = 10.0
 _RETRY_S = 11.0  # by when the scheduler has looked at everyone again, after 10 s of back-off
 _NEEDED_S = 300.0  # within which going down by as few as needed has made room, step by step
+_RETURN_S = 95.0  # the cool-down, and a minute for pods that no scheduler looks at
 _NEVER_OURS = ("selector", "exotic")  # wait for what nobody of us holds, and say so
 
 
@@ -36,15 +37,17 @@ class Judge:
         self._helpable: dict[str, float] = {}  # uid -> refused although it would fit without us
         self._cause_at = -1e9  # when somebody last waited for what we may hold
         self._calm_since = 0.0
-        self._blind_until = 0.0
+        self._yielded_at = -1e9
+        self._free_since = 0.0
+        self._template = ours.template()
         self._writes = 0
         self._muted: dict[str, float] = {}  # work -> muted since
-        self.mutes: Counter[str] = Counter()  # work -> verdicts
+        self._verdicts: Counter[str] = Counter()  # work -> verdicts
         self._stage = Stage.FILL
         self._silent = False
         self._due = False
-        self.idle_s = 0.0  # node-seconds during which nobody used a place that we could have
-        self.idle: list[tuple[float, float]] = []  # at -> node-seconds so far
+        self._idle_s = 0.0  # node-seconds during which nobody used a place that we could have
+        self._idle: list[tuple[float, float]] = []  # at -> node-seconds so far
         self._idle_at, self._idle_nodes = 0.0, 0
         slow = 3.0 if plan.wire.fails else 0.0
         self._limit_s = 1.0 + slow
@@ -60,6 +63,17 @@ class Judge:
     def disturb(self) -> None:
         """Something happened after which some action is right."""
         self._calm_since = self._clock.now
+
+    def meddled(self) -> None:
+        """Something happened that our pods or their number suffer from: clocks begin anew."""
+        self._blocked.clear()
+        self._free_since = self._clock.now
+        self.disturb()
+
+    def replaced(self) -> None:
+        """Another process takes over, which knows nothing of what was."""
+        self._yielded_at = -1e9
+        self.disturb()
 
     def silence(self, silent: bool) -> None:
         """The autokicker hears nothing, so nothing can be asked of it."""
@@ -82,15 +96,29 @@ class Judge:
         now = self._clock.now
         if decision.stage is Stage.FROZEN or self._stage is Stage.FROZEN:
             self.disturb()
-        self._stage = decision.stage
-        if decision.stage is Stage.FROZEN and decision.action is not Action.NONE:
-            self._fail("frozen, but it writes")
         self._judge_kill(decision)
         works = {_work(name) for name in decision.muted}
         for work in works - self._muted.keys():
-            self.mutes[work] += 1
+            self._verdicts[work] += 1
+            self._yielded_at = -1e9
             self._judge_verdict(work)
         self._muted = {work: self._muted.get(work, now) for work in works}
+        self._judge_right_to_write(view, decision)
+        self._stage = decision.stage
+
+    def _judge_right_to_write(self, view: View, decision: Decision) -> None:
+        """Nothing is written on a guess, nor while somebody has only just gone ahead."""
+        now, action = self._clock.now, decision.action
+        stale = view.stale_s > self._plan.policy.stale_s
+        forbidden = stale or not view.leader or (view.target is not None and view.target.paused)
+        if action is not Action.NONE and (forbidden or decision.stage is Stage.FROZEN):
+            self._fail(f"I3: {action} without the right to")
+        if decision.stage is Stage.YIELD:
+            self._yielded_at = now
+        elif decision.stage is Stage.FROZEN:
+            self._yielded_at = -1e9
+        elif action in (Action.GROW, Action.RELEASE) and now - self._yielded_at < 19.9:
+            self._fail(f"I7: {action} {now - self._yielded_at:.1f} s after somebody waited")
 
     def _judge_kill(self, decision: Decision) -> None:
         """I3, I7: nothing of ours that runs is removed for nobody."""
@@ -125,27 +153,42 @@ class Judge:
     def _look(self) -> None:
         self._due = False
         self._measure_idle()
-        waiting = [life for life in self._others() if life.refused]
+        others = self._others()
+        waiting = [life for life in others if life.refused]
+        if waiting:
+            self._look_at(waiting)
+        else:
+            self._helpable = self._blocked = {}
+        if any(life.waits for life in others):
+            self.disturb()
+        self._judge_return(waiting)
+        self._judge_calm()
+
+    def _look_at(self, waiting: list[Life]) -> None:
         now = self._clock.now
         if any(self._kinds.get(_work(life.pod.uid)) not in _NEVER_OURS for life in waiting):
             self._cause_at = now
-        helpable = {life.pod.uid for life in waiting if self._cluster.fits_without_ours(life)}
-        self._helpable = {uid: self._helpable.get(uid, now) for uid in helpable}
-        blocked = {life.pod.uid for life in waiting if self._in_the_way(life, helpable)}
-        if self._silent or self._stage is Stage.FROZEN:
-            blocked = set()
-        self._blocked = {uid: self._blocked.get(uid, now) for uid in blocked}
+        helpable = [life for life in waiting if self._cluster.fits_without_ours(life)]
+        self._helpable = {life.pod.uid: self._helpable.get(life.pod.uid, now) for life in helpable}
+        blind = self._silent or self._stage is Stage.FROZEN
+        blocked = [] if blind else [life for life in helpable if not self._cluster.fits_now(life)]
+        self._blocked = {life.pod.uid: self._blocked.get(life.pod.uid, now) for life in blocked}
         for uid, since in self._blocked.items():
             self._judge_wait(uid, now - since)
-        if waiting or any(life.waits and not life.refused for life in self._others()):
-            self.disturb()
-        self._judge_calm()
+
+    def _judge_return(self, waiting: list[Life]) -> None:
+        """I2: however much comes and goes, a free place for which nobody waits is taken."""
+        frozen = self._silent or self._stage is Stage.FROZEN
+        if frozen or waiting or not self._fills() or not self._has_place():
+            self._free_since = self._clock.now
+        elif self._clock.now - self._free_since > _RETURN_S:
+            self._fail(f"I2: nobody waited for {_RETURN_S:.0f} s, and a place is free")
+
+    def _has_place(self) -> bool:
+        return self._plan.kind == "Deployment" and self._cluster.fits_now(self._template)
 
     def _others(self) -> list[Life]:
         return [life for life in self._cluster.pods.values() if life.counts and not life.ours]
-
-    def _in_the_way(self, life: Life, helpable: set[str]) -> bool:
-        return life.pod.uid in helpable and not self._cluster.fits_now(life)
 
     def _judge_wait(self, uid: str, wait_s: float) -> None:
         """I1 of whom we do not know better, I4 of whom we took for hopeless."""
@@ -159,14 +202,14 @@ class Judge:
             self._judge_absence(uid, wait_s)
 
     def _judge_absence(self, uid: str, wait_s: float) -> None:
-        if wait_s > self._limit_s and any(not l.pod.terminating for l in self._cluster.ours()):
+        if wait_s > self._limit_s and any(map(_lives, self._cluster.ours())):
             self._fail(f"I1a: {uid} waits for {wait_s:.1f} s and pods of ours live on")
         if wait_s > self._limit_s + self._plan.drain_s + 1.0 and any(self._cluster.ours()):
             self._fail(f"I1b: {uid} waits for {wait_s:.1f} s and pods of ours still terminate")
 
     def _judge_muted_wait(self, uid: str, wait_s: float, muted_since: float) -> None:
         """Room that appeared since must end the mute: at the first time within 90 s."""
-        verdicts = self.mutes[_work(uid)]
+        verdicts = self._verdicts[_work(uid)]
         began = self._clock.now - wait_s
         wary_until = muted_since + 60.0 * 2 ** (verdicts - 1)
         window_s = min(900.0 * 2 ** (verdicts - 1), 7200.0)
@@ -203,8 +246,9 @@ class Judge:
             if sum(1 for _ in self._cluster.ours()) != len(self._cluster.machines):
                 self._fail("I2: not every node has a pod of ours")
             return
-        bound = sum(1 for life in self._cluster.ours() if _holds(life))
-        unbound = sum(1 for life in self._cluster.ours() if life.pod.node is None)
+        mine = [*self._cluster.ours()]
+        bound = sum(map(_holds, mine))
+        unbound = sum(life.pod.node is None for life in mine)
         replicas, buffer = self._ours.target.replicas, self._plan.policy.buffer
         if self._fills() and (unbound, replicas) != (buffer, bound + buffer):
             self._fail(f"I2: {bound} bound, {unbound} unbound, {replicas} replicas")
@@ -217,21 +261,32 @@ class Judge:
 
     def _measure_idle(self) -> None:
         now = self._clock.now
-        self.idle_s += self._idle_nodes * (now - self._idle_at)
+        self._idle_s += self._idle_nodes * (now - self._idle_at)
         self._idle_at = now
-        self.idle.append((now, self.idle_s))
+        self._idle.append((now, self._idle_s))
         self._idle_nodes = sum(
             machine.used.get(GPU, 0.0) == 0.0 for machine in self._cluster.machines.values()
         )
 
-    def idle_between(self, start: float, end: float) -> float:
-        """Node-seconds during which nodes were empty."""
+    def ended(self) -> None:
+        """I5: whom nobody can help costs half of the first window at most, and ever less."""
+        began = self._plan.hopeless_at
+        if began is None:
+            return
+        first, second, third = (
+            self._idle_share(began + start, began + end)
+            for start, end in ((0.0, 1200.0), (1200.0, 7200.0), (7200.0, 14400.0))
+        )
+        if first > 0.5 or second > max(first / 2, 0.02) or third > max(second, 0.02):
+            self._fail(f"I5: idle {first:.0%}, then {second:.0%}, then {third:.0%}")
+
+    def _idle_share(self, start: float, end: float) -> float:
+        """The part of the nodes' time during which they were empty."""
 
         def until(at: float) -> float:
-            before = [entry for entry in self.idle if entry[0] <= at]
-            return before[-1][1] if before else 0.0
+            return max((idle for moment, idle in self._idle if moment <= at), default=0.0)
 
-        return until(end) - until(start)
+        return (until(end) - until(start)) / (end - start) / len(self._cluster.machines)
 
     def _fail(self, what: str) -> None:
         raise Violation(f"{self._clock.now:.1f} s: {what}")
@@ -242,12 +297,13 @@ def _work(name: str) -> str:
     return name.partition("/")[2].partition("-")[0]
 
 
+def _lives(life: Life) -> bool:
+    return not life.pod.terminating
+
+
 def _holds(life: Life) -> bool:
-    return life.pod.node is not None and not life.pod.terminating
+    return life.pod.node is not None and _lives(life)
 
 
 def _runs(life: Life) -> bool:
     return _holds(life) and life.pod.phase == "Running"
-
-
-__all__ = ["HOPELESS", "UNCOUNTED", "Judge", "Violation"]

@@ -68,6 +68,7 @@ class Plan:
     works: tuple[Work, ...]
     events: tuple[Event, ...]
     horizon_s: float
+    hopeless_at: float | None = None  # from then on nobody waits but who cannot be helped
 
     def with_policy(self, **changes: object) -> Plan:
         return dataclasses.replace(
@@ -233,6 +234,7 @@ def hopeless(seed: int) -> Plan:
         ),
         events=(),
         horizon_s=300.0 + 4 * 3600.0,
+        hopeless_at=300.0,
     )
 
 

@@ -72,6 +72,7 @@ class World:
         """Until the horizon, or until a promise is broken."""
         with self._noted():
             self.clock.run(self.plan.horizon_s)
+            self.judge.ended()
         return self.report
 
     @contextmanager
@@ -111,7 +112,7 @@ class World:
         self._note(f"event: {event.kind} {event.number}")
         self.report.seen[event.kind] += 1
         if event.kind not in ("readiness flakes", "node joins"):
-            self.judge.disturb()
+            self.judge.meddled()
         getattr(self, "_" + event.kind.replace(" ", "_"))(event.number)
 
     def _some_machine(self, number: int) -> Machine | None:
@@ -188,6 +189,7 @@ class World:
 
     def _takes_over(self, number: int) -> None:
         self.keeper.restart()
+        self.judge.replaced()
 
 
 def _machine(number: int) -> Machine:
