@@ -1,11 +1,12 @@
 """What this daemon is doing at this moment, as the actors write it and the pages show it.
 
 The actors write from the event loop; readers come from the threads of the HTTP server, so that a
-loop that stands still can be looked at. Every method takes the lock, for microseconds.
+loop that stands still can be looked at. Every method takes the lock, for microseconds, and looks
+at the clock only when it has it: counters do not run backwards.
 
 The page shows these facts where they are given (`board.fact(version=...)`): `version`, `node`,
-`owner`, `store_url`, `pipeline` (the import reference), `lease_ttl_s`, and `autokick` (a mapping of
-names to values). /status shows all others too.
+`store_url`, `lease_ttl_s`, `most_leases`, `oldest_renewal_s`, `outlook` (a mapping: the queue as
+last seen) and `autokick` (a mapping: its status); all other scalars it lists by their names.
 """
 
 from __future__ import annotations
@@ -93,18 +94,22 @@ class Board:
 
     def show(self, name: str, state: str, *, device: str = "", **seen: Any) -> None:
         """Moves an executor to another state; `seen` may hold pid, reason and memory_bytes."""
-        now = self._clock()
         with self._lock:
-            row = self._executors.setdefault(name, Row(name, device, since=now, counted=now))
-            left = row.state
-            self._accrue(row, now)
-            row.state, row.since, row.device = state, now, device or row.device
-            for key, value in seen.items():
-                setattr(row, key, value)
-        if left:
-            self._metrics.executors.labels(left).dec()
-        self._metrics.executors.labels(state).inc()
+            self._move(name, state, device=device, **seen)
         self._count_ready()
+
+    def _move(self, name: str, state: str, *, device: str = "", **seen: Any) -> None:
+        now = self._clock()
+        row = self._executors.setdefault(name, Row(name, device, since=now, counted=now))
+        self._accrue(row, now)
+        if row.state:
+            self._metrics.executors.labels(row.state).dec()
+        self._metrics.executors.labels(state).inc()
+        for spent in (self._metrics.executor_busy_seconds, self._metrics.executor_idle_seconds):
+            spent.labels(name)  # at 0, from the start
+        row.state, row.since, row.device = state, now, device or row.device
+        for key, value in seen.items():
+            setattr(row, key, value)
 
     def _accrue(self, row: Row, now: float) -> None:
         """Counts the time in a state while it lasts, too: tasks are longer than a rate's window."""
@@ -132,16 +137,17 @@ class Board:
 
     def begin(self, name: str, claim: Claim) -> None:
         """Notes that an executor begins a task."""
-        task, now = claim.task, self._clock()
+        task = claim.task
         with self._lock:
+            now = self._clock()
             job = Job(task.episode_id, task.audio_key, claim.attempt, began=now, stage_began=now)
-            self._executors[name].job = job
-        self.show(name, "busy", reason=None)
+            self._move(name, "busy", job=job, reason=None)
+        self._count_ready()
 
     def stage(self, name: str, stage: str, seconds: float, audio_seconds: float) -> None:
         """Notes that a stage of an executor's task ended."""
-        now = self._clock()
         with self._lock:
+            now = self._clock()
             row = self._executors[name]
             self._accrue(row, now)
             if row.job is not None:
@@ -188,9 +194,9 @@ class Board:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything, as JSON values; ages and durations in seconds."""
-        now, wall = self._clock(), self._wall()
         reason = self.not_ready()
         with self._lock:
+            now, wall = self._clock(), self._wall()
             for row in self._executors.values():
                 self._accrue(row, now)
             return {
@@ -217,16 +223,9 @@ class Board:
             }
 
     def _all_problems(self, now: float) -> list[dict[str, Any]]:
-        """Those that were noted, and those that can be seen from here; the latter first."""
-        seen = [*self._dead(), *self._store.problems(now), *self._problems.values()]
+        """The store's, which can be seen from here, and those that were noted."""
+        seen = [*self._store.problems(now), *self._problems.values()]
         return [{"text": text, "for_s": round(now - since, 3)} for since, text in seen]
-
-    def _dead(self) -> list[tuple[float, str]]:
-        return [
-            (row.since, f"executor {row.name} is given up: {row.reason or 'no reason known'}")
-            for row in self._executors.values()
-            if row.state == "dead" and self._state not in ("draining", "stopping")
-        ]
 
     def _count_ready(self) -> None:
         self._metrics.ready.set(self.not_ready() is None)

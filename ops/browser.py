@@ -87,9 +87,9 @@ class Tab:
                 )
             await asyncio.sleep(0.05)
 
-    async def picture(self) -> bytes:
-        """A PNG of the whole page."""
-        answer = await self._ask("Page.captureScreenshot", captureBeyondViewport=True)
+    async def picture(self, *, whole: bool = True) -> bytes:
+        """A PNG of the whole page, or of what the window shows of it."""
+        answer = await self._ask("Page.captureScreenshot", captureBeyondViewport=whole)
         return base64.b64decode(answer["data"])
 
     async def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:

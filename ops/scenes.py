@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from emiliad.board import Board
 from emiliad.metrics import Metrics
@@ -52,6 +53,7 @@ class Stage:
             store_url="s3://podcasts",
             pipeline="pipeline:Pipeline",
             lease_ttl_s=300.0,
+            most_leases=28,
         )
 
 
@@ -93,12 +95,17 @@ def sick() -> Board:
     board.end("gpu2")
     board.restarted("gpu2", "load", "its models do not load")
     why = "CUDA error: uncorrectable ECC error encountered (five failed starts in a row)"
-    board.show("gpu2", "dead", reason=why, pid=None, memory_bytes=0)
+    board.show("gpu2", "dead", reason=why, pid=None)
+    board.problem("gpu2", f"gpu2 on cuda:2 is given up: {why}")
     board.end("gpu5")
-    board.show("gpu5", "dead", reason="the driver no longer lists this GPU", pid=None)
+    why = "the driver no longer lists this GPU"
+    board.show("gpu5", "dead", reason=why, pid=None)
+    board.problem("gpu5", f"gpu5 on cuda:5 is given up: {why}")
     board.end("gpu6")
     board.restarted("gpu6", "timeout", "no end after 4 200 s: its stacks are in the log")
     board.show("gpu6", "loading", pid=None)
+    stage.behind_s = 49.0
+    board.store_answered("get", "ok", 0.03)
     stage.behind_s = 48.0
     board.store_answered("put", "timeout", 15.0)
     stage.behind_s = 3.0
@@ -108,10 +115,33 @@ def sick() -> Board:
     return board
 
 
+def autokicker() -> dict[str, Any]:
+    """The status of the autokicker alone, while it makes room for others."""
+    return {
+        "autokick": {
+            "mode": "all",
+            "target": "Deployment audio/emiliad",
+            "holder": "emiliad-autokicker-7d4b9-x2x8q",
+            "candidate": True,
+            "state": "yield",
+            "reason": "training/llm-7b-worker-3 waits for 8 nvidia.com/gpu that we hold",
+            "leader": True,
+            "problems": [],
+            "replicas": {"wanted": 0, "bound": 0, "unbound": 0, "terminating": 3},
+            "blocked": ["training/llm-7b-worker-3", "training/llm-7b-worker-4"],
+            "muted": [],
+            "cache_age_s": 0.4,
+        },
+        "problem": None,
+    }
+
+
 def hostile() -> Board:
     """Every text that can be chosen from outside is markup, script, or worse."""
     stage = busy(2)
     board, nasty = stage.board, HOSTILE
+    board.end("gpu0")
+    board.end("gpu1")
     board.fact(node=nasty, owner=nasty, autokick={nasty: nasty})
     board.begin("gpu0", Claim(TaskRef(nasty, "en", f"raw_audio/en/{nasty}.mp3"), attempt=2))
     board.stage("gpu0", "standardise", 1.0, 3600.0)
@@ -173,10 +203,25 @@ def _settle(
 def _surroundings(stage: Stage, gpus: int) -> None:
     board, metrics = stage.board, stage.metrics
     board.enter("running")
+    board.fact(
+        oldest_renewal_s=71.0,
+        outlook={
+            "complete": True,
+            "todo": 41_261,
+            "held": gpus + 4,
+            "leased": 96,
+            "backing_off": 11,
+            "failed": 17,
+            "publishing": 2,
+            "wait_s": 4.0,
+        },
+    )
     board.moved("claimed", 1)
     board.moved("prefetched", 2)
     board.moved("upload", 1)
+    stage.behind_s = 50.0
     board.store_answered("get", "ok", 0.03)
+    stage.behind_s = 0.0
     metrics.todo_tasks.set(41_233)
     metrics.failed_tasks.set(17)
     metrics.leases_held.set(gpus + 4)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emiliad.board import Board
 from emiliad.health.server import HealthServer
@@ -15,6 +16,7 @@ from ops import browser, scenes
 
 _PHONE = 390  # CSS pixels: what most phones have
 _DESK = 1280
+_TALL = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,9 @@ class Shot:
     """One picture to take."""
 
     name: str
-    scene: Callable[[], Board]
+    scene: Callable[[], Board | dict[str, Any]]
     width: int = _DESK
+    height: int | None = None  # of what is pictured; default: the whole page
     dark: bool = False
     silent: bool = False  # the daemon stops to answer
 
@@ -41,30 +44,32 @@ SHOTS = (
     Shot("silent-light", lambda: scenes.busy(2).board, silent=True),
     Shot("silent-phone", lambda: scenes.busy(2).board, width=_PHONE, dark=True, silent=True),
     Shot("hostile-light", scenes.hostile),
+    Shot("autokicker-light", scenes.autokicker),
+    Shot("page", lambda: scenes.busy(4, seed=11).board, width=1080, height=1010),  # for the README
 )
 
 
 async def take(shot: Shot) -> bytes:
     """Serves the scene, opens it, and returns what is to be seen as a PNG."""
-    board = shot.scene()
+    scene = shot.scene()
     server = HealthServer(
         port=0,
         registry=Metrics().registry,
-        status=board.snapshot,
-        ready=board.not_ready,
+        status=scene.snapshot if isinstance(scene, Board) else lambda: scene,
+        ready=scene.not_ready if isinstance(scene, Board) else lambda: None,
         alive=lambda: None,
     )
     server.start()
     try:
         async with browser.tab() as tab:
-            await tab.shape(width=shot.width, dark=shot.dark)
+            await tab.shape(width=shot.width, height=shot.height or _TALL, dark=shot.dark)
             await tab.open(f"http://127.0.0.1:{server.port}/")
             await tab.until("document.getElementById('clock').textContent !== ''")
             if shot.silent:
                 server.close()
                 await tab.until("!document.getElementById('silence').hidden")
             await asyncio.sleep(2)  # the progress bars glide
-            return await tab.picture()
+            return await tab.picture(whole=shot.height is None)
     finally:
         server.close()
 

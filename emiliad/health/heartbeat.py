@@ -20,11 +20,23 @@ _log = logs.get("heartbeat")
 
 
 class Heartbeat:
-    """One event loop's heartbeat; `run` beats, any thread may ask `not_alive`."""
+    """One event loop's heartbeat; `run` beats, any thread may ask `not_alive`.
 
-    def __init__(self, *, lag: Histogram | None = None, stalls: Counter | None = None) -> None:
+    `lag` takes how late each beat came, `stalls` counts the stalls.
+    """
+
+    def __init__(
+        self,
+        *,
+        lag: Histogram | None = None,
+        stalls: Counter | None = None,
+        stalled_after_s: float = _STALL_S,
+        dead_after_s: float = _DEAD_S,
+    ) -> None:
         self._lag = lag
         self._stalls = stalls
+        self._stalled_after_s = stalled_after_s
+        self._dead_after_s = dead_after_s
         self._last = time.monotonic()
 
     @property
@@ -35,7 +47,9 @@ class Heartbeat:
     def not_alive(self) -> str | None:
         """Why the daemon is not alive; None if it is."""
         age = self.age_s
-        return None if age < _DEAD_S else f"the event loop has stood still for {age:.0f} s"
+        return (
+            None if age < self._dead_after_s else f"the event loop has stood still for {age:.0f} s"
+        )
 
     async def run(self) -> None:
         """Beats until it is cancelled."""
@@ -61,7 +75,7 @@ class Heartbeat:
         """Reports each stall once, with what the loop is busy with, and then its end."""
         while not ended.wait(_WATCH_S):
             last = self._last
-            if time.monotonic() - last < _STALL_S:
+            if time.monotonic() - last < self._stalled_after_s:
                 continue
             self._report(loop_thread, time.monotonic() - last)
             while self._last == last and not ended.wait(_WATCH_S):

@@ -210,7 +210,7 @@ def _text(status: HTTPStatus, sentence: str) -> _Reply:
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     try:
         return choose_encoder(accept)
-    except ValueError:  # a version that is no version
+    except (ValueError, TypeError):  # a version that is no version
         return choose_encoder("")
 
 
