@@ -7,9 +7,13 @@ MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/emiliad/models
 export MODELS_DIR
 # The parts that depend on nothing but their arguments are tested to the last branch.
 PURE := emiliad/autokick/*.py,pipeline/segment.py,pipeline/pieces.py,pipeline/timeline.py,pipeline/keep.py,pipeline/naming.py
+PURE_TESTS := $(addprefix tests/pipeline/test_,$(addsuffix .py,segment keep naming)) \
+              $(addprefix tests/autokick/test_,$(addsuffix .py,decide fit objects reasons))
+# Test files that run side by side; many of them wait for real daemons most of the time.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate lint format chaos bench models clean
+.PHONY: help demo test simulate lint format chaos bench models image examples locks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,7 +22,8 @@ demo: $(VENV)/.cpu models  ## run the whole job on real speech: ./demo
 	@$(BIN)/python -m ops.demo
 
 test: $(VENV)/.test models lint  ## run every check and test
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m coverage run -m pytest -q $(PURE_TESTS)
 	$(BIN)/python -m coverage report --include='$(PURE)' --show-missing --fail-under=100
 
 SEEDS ?= 10000
@@ -44,6 +49,24 @@ bench: $(VENV)/.cpu models  ## what each stage costs on this machine
 
 models: $(VENV)/.cpu  ## fetch and check the demo's models
 	@MODELS=demo $(BIN)/python -m emiliad models pull
+
+DOCKER   ?= docker
+IMAGE    ?= emiliad
+VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+image:  ## build the container images IMAGE and IMAGE-slim
+	for target in slim gpu; do \
+	    suffix=; if [ $$target = slim ]; then suffix=-slim; fi; \
+	    $(DOCKER) build --platform linux/amd64 --target $$target --tag "$(IMAGE)$$suffix:$(VERSION)" \
+	        --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+	        --build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" . || exit 1; \
+	done
+
+examples: $(VENV)/.test  ## write ops/examples, ops/env.example and the rules' copy anew
+	$(BIN)/python -m ops.manifests
+
+locks: $(VENV)/.test  ## resolve what the images hold anew (downloads some 4 GB)
+	$(BIN)/python -m ops.image.locks
 
 $(BIN)/python:
 	@ops/venv.sh "$(PYTHON)" "$(VENV)"

@@ -192,6 +192,13 @@ class Board:
             self._store.answered(operation, result, self._clock())
         self._metrics.store_answered(operation, result, seconds)
 
+    def count_time(self) -> None:
+        """Counts the executors' time up to now, for one that does the same for hours."""
+        with self._lock:
+            now = self._clock()
+            for row in self._executors.values():
+                self._accrue(row, now)
+
     def snapshot(self) -> dict[str, Any]:
         """Everything, as JSON values; ages and durations in seconds."""
         reason = self.not_ready()

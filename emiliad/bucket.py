@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from emiliad import stores
 from emiliad.config import Config
 from emiliad.patience import SAME_KEY_SPACING_S
 from emiliad.queue.tasks import Layout
@@ -14,8 +15,7 @@ from emiliad.stores import is_remote, open_store
 from emiliad.stores.patient import PatientStore
 from emiliad.stores.r2 import R2
 
-UPLOADERS = 4  # episodes whose outputs a daemon uploads at the same time
-_OTHER_REQUESTS = 32  # beside those uploads: downloads, renewals, the sweep
+_REQUESTS = 64  # at a time, of commands that say nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,32 @@ class Bucket:
         return SAME_KEY_SPACING_S if self.remote else 0.0
 
 
+def objections(config: Config) -> list[str]:
+    """What keeps `opened` from opening these settings' bucket: a line for each variable."""
+    return stores.objections(config.store_url, _r2(config))
+
+
+def _r2(config: Config) -> R2:
+    return R2(
+        endpoint_url=config.r2_endpoint_url,
+        bucket=config.r2_bucket,
+        access_key_id=config.r2_access_key_id,
+        secret_access_key=config.r2_secret_access_key,
+    )
+
+
 @asynccontextmanager
 async def opened(
-    config: Config, *, observe: Observe | None = None, transferred: Transferred | None = None
+    config: Config,
+    *,
+    requests: int = _REQUESTS,
+    observe: Observe | None = None,
+    transferred: Transferred | None = None,
 ) -> AsyncIterator[Bucket]:
-    """The bucket for the length of a block. Raises ConfigError when it cannot be opened."""
+    """The bucket for the length of a block, asked so much at a time at most.
+
+    Raises ConfigError when it cannot be opened.
+    """
     layout = Layout.under(
         raw_prefix=config.raw_audio_prefix,
         processed_prefix=config.processed_prefix,
@@ -49,13 +70,8 @@ async def opened(
     store = PatientStore(
         open_store(
             config.store_url,
-            R2(
-                endpoint_url=config.r2_endpoint_url,
-                bucket=config.r2_bucket,
-                access_key_id=config.r2_access_key_id,
-                secret_access_key=config.r2_secret_access_key,
-            ),
-            concurrency=UPLOADERS * config.upload_concurrency + _OTHER_REQUESTS,
+            _r2(config),
+            concurrency=requests,
             limit_s=config.store_timeout_s,
             observe=observe,
             transferred=transferred,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from emiliad import logs
 from emiliad.config import Settings
@@ -85,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("--all", action="store_true", help="every failed task")
     retry.set_defaults(command=_retry)
 
+    verify = commands.add_parser(
+        "verify", help="check that the outputs of completed tasks are there"
+    )
+    verify.add_argument(
+        "--requeue", action="store_true", help="do again what the old scripts completed badly"
+    )
+    verify.add_argument("--json", action="store_true", help="for machines, on stdout")
+    verify.set_defaults(command=_verify)
+
     models = commands.add_parser("models", help="fetch and check the models")
     models.add_argument("action", choices=("pull", "verify", "list"))
     models.set_defaults(command=_models)
@@ -110,8 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings() -> Settings:
-    settings = Settings.from_env()
+def _settings(*, store: bool = False) -> Settings:
+    """`store`: for a command that opens the store, whose settings are then checked with all."""
+    if store:
+        from emiliad.bucket import objections
+
+        settings = Settings.from_env(check=objections)
+    else:
+        settings = Settings.from_env()
     logs.configure(settings.daemon.log_level, settings.daemon.log_format)
     return settings
 
@@ -127,25 +140,22 @@ def _enqueue(arguments: argparse.Namespace) -> int:
 
     if arguments.limit is not None and arguments.limit < 0:
         raise ConfigError(f"--limit {arguments.limit}: is less than 0")
-    return queue.enqueue(_settings(), dry_run=arguments.dry_run, limit=arguments.limit)
+    return queue.enqueue(_settings(store=True), dry_run=arguments.dry_run, limit=arguments.limit)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Until the daemon listens to signals itself it holds nothing, and may go at once.
-    signal.signal(signal.SIGTERM, _leave)
+    from emiliad import signals
+
+    signals.before_the_loop()
     from emiliad.commands import daemon
 
-    return daemon.run(_settings(), exit_when_empty=arguments.exit_when_empty)
-
-
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit(DONE)
+    return daemon.run(_settings(store=True), exit_when_empty=arguments.exit_when_empty)
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from emiliad.commands import queue
 
-    return queue.status(_settings(), as_json=arguments.json, watch=arguments.watch)
+    return queue.status(_settings(store=True), as_json=arguments.json, watch=arguments.watch)
 
 
 def _retry(arguments: argparse.Namespace) -> int:
@@ -153,7 +163,13 @@ def _retry(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.episodes) == arguments.all:
         raise ConfigError("retry: name episodes, or say --all")
-    return queue.retry(_settings(), arguments.episodes or None)
+    return queue.retry(_settings(store=True), arguments.episodes or None)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from emiliad.commands import verify
+
+    return verify.run(_settings(store=True), requeue=arguments.requeue, as_json=arguments.json)
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -169,7 +185,9 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _autokick(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _leave)  # as for the daemon
+    from emiliad import signals
+
+    signals.before_the_loop()
     from emiliad.commands import autokick
 
     return autokick.run(_settings(), dry_run=arguments.dry_run)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from emiliad.credentials import with_credentials
 from emiliad.errors import ConfigError
 from pipeline.config import PipelineConfig
 from pipeline.settings import Setting, SettingsError, declared, read, setting
@@ -70,6 +71,31 @@ class Config:
     task_timeout_factor: float = setting(
         "TASK_TIMEOUT_FACTOR", 10.0, "that share: seconds per second of audio", minimum=0.0
     )
+    crash_budget: int = setting(
+        "CRASH_BUDGET",
+        10,
+        "tasks in a row that an executor may fail, by crashing, hanging or running out of memory, "
+        "before it is taken for sick; first attempts alone count; 0: any number",
+        minimum=0,
+    )
+    executor_pause_s: float = setting(
+        "EXECUTOR_PAUSE_S",
+        60.0,
+        "seconds before an executor that was given up is tried again; doubles up to an hour",
+        minimum=0.1,
+    )
+    recycle_tasks: int = setting(
+        "RECYCLE_TASKS", 500, "tasks after which an executor is started anew; 0: never", minimum=0
+    )
+    recycle_growth_gb: float = setting(
+        "RECYCLE_GROWTH_GB",
+        8.0,
+        "GB that an executor's memory may grow by after its first task; 0: any amount",
+        minimum=0.0,
+    )
+    recycle_memory_gb: float = setting(
+        "RECYCLE_MEMORY_GB", 0.0, "GB of memory that an executor may keep; 0: any", minimum=0.0
+    )
 
     lease_ttl_s: float = setting(
         "LEASE_TTL_S", 300.0, "seconds after which a silent owner loses its task", minimum=1.0
@@ -81,11 +107,38 @@ class Config:
     retry_backoff_s: float = setting(
         "RETRY_BACKOFF_S", 30.0, "seconds before a retry; doubles each time", minimum=0.0
     )
-    prefetch_depth: int = setting(
-        "PREFETCH_DEPTH", 2, "episodes downloaded ahead of the executors", minimum=0, maximum=64
+    prefetch_depth: int | None = setting(
+        "PREFETCH_DEPTH",
+        None,
+        "episodes downloaded ahead of the executors, one at least; default: one for each, two at "
+        "least",
+        minimum=0,
+        maximum=64,
+    )
+    prefetch_concurrency: int | None = setting(
+        "PREFETCH_CONCURRENCY",
+        None,
+        "of them, downloaded at the same time; default: one for every two executors, two at least",
+        minimum=1,
+        maximum=64,
+    )
+    scratch_limit_gb: float | None = setting(
+        "SCRATCH_LIMIT_GB",
+        None,
+        "GB of audio in scratch at most, but one larger file alone; default: what leaves a tenth "
+        "of the disk free",
+        minimum=0.0,
+    )
+    upload_episodes: int | None = setting(
+        "UPLOAD_EPISODES",
+        None,
+        "finished episodes uploaded at the same time; default: two for each executor, four at "
+        "least",
+        minimum=1,
+        maximum=256,
     )
     upload_concurrency: int = setting(
-        "UPLOAD_CONCURRENCY", 8, "outputs uploaded at the same time", minimum=1, maximum=256
+        "UPLOAD_CONCURRENCY", 8, "outputs of each uploaded at the same time", minimum=1, maximum=256
     )
     poll_s: float | None = setting(
         "POLL_S",
@@ -170,9 +223,18 @@ class Settings:
     autokick: AutokickConfig
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Raises ConfigError, with one message that names every offending variable."""
-        env = os.environ if env is None else env
+    def from_env(
+        cls,
+        env: Mapping[str, str] | None = None,
+        *,
+        check: Callable[[Config], Iterable[str]] = lambda _: (),
+    ) -> Settings:
+        """Those of `env`, by default of this process and its credentials file.
+
+        `check` says what else is wrong with the daemon's settings, for those who need more. Raises
+        ConfigError, with one message that names every offending variable.
+        """
+        env = with_credentials(os.environ) if env is None else env
         problems: list[str] = []
         parts = []
         for part in (Config, PipelineConfig, AutokickConfig):
@@ -180,9 +242,12 @@ class Settings:
                 parts.append(read(part, env))
             except SettingsError as error:
                 problems += error.problems
+                parts.append(error.rest)
+        settings = cls(*parts)  # type: ignore[arg-type]
+        problems += check(settings.daemon)
         if problems:
             raise ConfigError("the environment is not usable:\n  " + "\n  ".join(problems))
-        return cls(*parts)  # type: ignore[arg-type]
+        return settings
 
 
 def all_settings() -> Iterator[Setting]:

@@ -1,236 +1,278 @@
-"""The composition root: the daemon as a pipeline of actors between the queue and the GPUs."""
+"""The composition root: the daemon as a pipeline of actors between the queue and the GPUs.
+
+It reads top to bottom: what the daemon shows of itself and how it is told to stop (`run`), what
+goes on behind the work (`_operate`), and the work itself, the way of a task (`_flow`).
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections import Counter
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import anyio
-import anyio.to_thread
 from anyio import create_memory_object_stream
-from anyio.streams.memory import MemoryObjectReceiveStream
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from emiliad import logs
-from emiliad.actors import claim, execute, prefetch, renew, sweep, upload
-from emiliad.bucket import UPLOADERS, opened
+from emiliad import signals
+from emiliad.actors import (
+    announce,
+    autokick,
+    claim,
+    execute,
+    observe,
+    prefetch,
+    renew,
+    sweep,
+    upload,
+)
+from emiliad.assembly import Node, assemble
+from emiliad.board import Board
 from emiliad.config import Config, Settings
-from emiliad.executor.host import Executor
-from emiliad.fleet import build_executors
+from emiliad.executor.deadline import Deadline
+from emiliad.executor.keeper import Keeper, Upkeep
+from emiliad.health.heartbeat import Heartbeat
+from emiliad.health.server import HealthServer
 from emiliad.metrics import Metrics
+from emiliad.notify import Notifier
 from emiliad.outcomes import Outcomes
-from emiliad.probe import honours_conditions
-from emiliad.queue.leases import Leases
-from emiliad.queue.outputs import Outputs
-from emiliad.queue.publish import Publisher
-from emiliad.queue.sweep import Sweeper
-from emiliad.scratch import Scratch
-from emiliad.store import Store
+from emiliad.stop import Stop
 from emiliad.types import Claim, Outcome, Prefetched, Processed
 
-_LAST_WORDS_S = 5.0  # seconds that handing back the leases may take at the very end
-_BYTES_PER_SECOND = 4_000  # audio is rarely stored below 32 kbit/s: a bound on its length
-_log = logs.get("daemon")
 
-
-@dataclass(frozen=True, slots=True)
-class Daemon:
-    """One node's daemon, put together but not yet running."""
-
-    settings: Settings
-    store: Store
-    scratch: Scratch
-    leases: Leases
-    publisher: Publisher
-    sweeper: Sweeper
-    metrics: Metrics
-    outcomes: Outcomes
-    executors: tuple[Executor, ...]
-
-
-async def run(settings: Settings, *, exit_when_empty: bool = False) -> Counter[Outcome]:
+async def run(
+    settings: Settings,
+    *,
+    exit_when_empty: bool = False,
+    end_within: Callable[[float], None] = lambda seconds: None,
+) -> Counter[Outcome]:
     """Runs until it is told to stop, or with `exit_when_empty` until every task is settled.
 
-    The first SIGTERM or SIGINT drains, the second stops now; both end with no lease held. Returns
-    how many attempts ended which way. Raises EmiliadError when this machine or the store cannot do
-    the work.
+    The first SIGTERM or SIGINT drains, the second stops now; both end with no lease held. When that
+    begins, `end_within` hears how many seconds later the process should be gone, whatever hangs.
+    Returns how many attempts ended which way. Raises EmiliadError when this machine or the store
+    cannot do the work.
     """
-    async with AsyncExitStack() as stack:
-        daemon = await _assemble(settings, stack)
-        try:
-            await _operate(daemon, exit_when_empty=exit_when_empty)
-        finally:
-            with anyio.move_on_after(_LAST_WORDS_S, shield=True):
-                await daemon.leases.release_all()
-        totals = Counter(daemon.outcomes.totals)
-        totals[Outcome.FAILED] += daemon.leases.given_up
-        return totals
-
-
-async def _assemble(settings: Settings, stack: AsyncExitStack) -> Daemon:
     config = settings.daemon
     metrics = Metrics()
-    bucket = await stack.enter_async_context(
-        opened(config, observe=metrics.store_answered, transferred=metrics.transferred)
-    )
-    store, layout = bucket.store, bucket.layout
-    if bucket.remote:
-        await honours_conditions(store, layout.probes)
-    scratch = Scratch(config.scratch_dir)
-    stack.callback(scratch.close)
-    outputs = Outputs(store, layout, concurrency=config.upload_concurrency)
-    leases = Leases(
-        store,
-        layout,
-        owner=scratch.owner,
-        ttl_s=config.lease_ttl_s,
-        max_attempts=config.max_attempts,
-        retry_backoff_s=config.retry_backoff_s,
-        write_spacing_s=bucket.write_spacing_s,
-        outputs=outputs,
-    )
-    executors = await anyio.to_thread.run_sync(build_executors, settings, dict(os.environ))
-    outcomes = Outcomes(leases, scratch, metrics)
-    publisher = Publisher(store, layout, leases, outputs=outputs)
-    sweeper = Sweeper(store, layout, ttl_s=config.lease_ttl_s, outputs=outputs)
-    return Daemon(
-        settings, store, scratch, leases, publisher, sweeper, metrics, outcomes, executors
-    )
+    board = Board(metrics)
+    notifier = Notifier.from_env(os.environ)
+    heartbeat = Heartbeat(lag=metrics.loop_lag_seconds, stalls=metrics.loop_stalls)
+
+    def told(state: str, within_s: float) -> None:
+        board.enter(state)
+        notifier.stopping()
+        end_within(within_s)
+
+    stop = Stop(config.drain_timeout_s, told=told)
+    totals: Counter[Outcome] = Counter()
+    with _served(config, metrics, board, heartbeat):
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(signals.obey, stop, board.snapshot)
+            beside.start_soon(heartbeat.run)
+            beside.start_soon(partial(announce.run, notifier=notifier, board=board))
+            beside.start_soon(_watch_the_cluster, settings, metrics, board, stop)
+            async with AsyncExitStack() as stack:
+                node: Node | None = None
+                with stop.assembly:
+                    node = await assemble(settings, metrics, board, stack)
+                if node is not None:
+                    totals = await _work(node, stop, notifier, exit_when_empty=exit_when_empty)
+            beside.cancel_scope.cancel()
+    return totals
 
 
-async def _operate(daemon: Daemon, *, exit_when_empty: bool) -> None:
-    config = daemon.settings.daemon
-    stop = _Stop(config.drain_timeout_s)
-    async with anyio.create_task_group() as background:
-        background.start_soon(_obey_signals, stop)
-        background.start_soon(
+async def _watch_the_cluster(
+    settings: Settings, metrics: Metrics, board: Board, stop: Stop
+) -> None:
+    """The autokicker, until the daemon drains: then another one takes over at once."""
+
+    def report(status: Mapping[str, Any], problem: str | None) -> None:
+        if status["state"] != "off":
+            board.fact(autokick=dict(status))
+        board.problem("autokick", problem)
+
+    with stop.aside:
+        await autokick.run(
+            settings=settings.autokick, metrics=metrics.autokick, embedded=True, report=report
+        )
+
+
+@contextmanager
+def _served(config: Config, metrics: Metrics, board: Board, heartbeat: Heartbeat) -> Iterator[None]:
+    """Health, metrics and the page, from before the models load until all is over."""
+    server = HealthServer(
+        port=config.http_port,
+        registry=metrics.registry,
+        status=board.snapshot,
+        ready=board.not_ready,
+        alive=heartbeat.not_alive,
+    )
+    server.start()
+    try:
+        yield
+    finally:
+        server.close()
+
+
+async def _work(
+    node: Node, stop: Stop, notifier: Notifier, *, exit_when_empty: bool
+) -> Counter[Outcome]:
+    """Works to the end, and hands back what is held then, however it came."""
+    try:
+        await _operate(node, stop, notifier, exit_when_empty=exit_when_empty)
+    finally:
+        node.board.enter("stopping")
+        with anyio.move_on_after(stop.last_words_s, shield=True):
+            await node.leases.release_all()
+    totals = Counter(node.outcomes.totals)
+    totals[Outcome.FAILED] += node.leases.given_up
+    return totals
+
+
+async def _operate(node: Node, stop: Stop, notifier: Notifier, *, exit_when_empty: bool) -> None:
+    """The flow, and behind it what keeps leases alive, mends the queue and looks around."""
+    leases, metrics = node.leases, node.metrics
+    ttl_s = node.settings.daemon.lease_ttl_s
+    async with anyio.create_task_group() as behind:
+        behind.start_soon(partial(renew.run, leases=leases, metrics=metrics, ttl_s=ttl_s))
+        behind.start_soon(
             partial(
-                renew.run, leases=daemon.leases, metrics=daemon.metrics, ttl_s=config.lease_ttl_s
+                sweep.run,
+                sweeper=node.sweeper,
+                every_s=ttl_s,
+                busy=lambda: bool(leases.held),
+                after=partial(_count_dead_letters, node),
             )
         )
-        background.start_soon(
-            partial(sweep.run, sweeper=daemon.sweeper, every_s=config.lease_ttl_s)
+        behind.start_soon(
+            partial(
+                observe.run, board=node.board, metrics=metrics, leases=leases, scratch=node.scratch
+            )
         )
+        behind.start_soon(_once_ready, node, notifier)
         with stop.work:
-            await _flow(daemon, stop, exit_when_empty=exit_when_empty)
-        background.cancel_scope.cancel()
+            await _flow(node, stop, exit_when_empty=exit_when_empty)
+        behind.cancel_scope.cancel()
 
 
-async def _flow(daemon: Daemon, stop: _Stop, *, exit_when_empty: bool) -> None:
+def _count_dead_letters(node: Node) -> None:
+    if node.sweeper.dead_letters is not None:
+        node.metrics.failed_tasks.set(node.sweeper.dead_letters)
+
+
+async def _once_ready(node: Node, notifier: Notifier) -> None:
+    await node.crew.ready.wait()
+    if node.board.state == "starting":
+        node.board.enter("running")
+        notifier.ready()
+
+
+async def _flow(node: Node, stop: Stop, *, exit_when_empty: bool) -> None:
     """The way of a task: claim -> prefetch -> execute -> upload; closing a stream ends the next."""
-    config = daemon.settings.daemon
     claims_in, claims_out = create_memory_object_stream[Claim](0)
-    ready_in, ready_out = create_memory_object_stream[Prefetched](config.prefetch_depth)
+    ready_in, ready_out = create_memory_object_stream[Prefetched](node.widths.waiting)
     done_in, done_out = create_memory_object_stream[Processed](0)
     async with anyio.create_task_group() as work:
-        for executor in daemon.executors:
-            work.start_soon(
-                partial(
-                    execute.run,
-                    ready_out.clone(),
-                    done_in.clone(),
-                    executor=executor,
-                    leases=daemon.leases,
-                    outcomes=daemon.outcomes,
-                    metrics=daemon.metrics,
-                    deadline_s=partial(_deadline_s, daemon.settings),
-                    ready=stop.ready,
-                )
-            )
-        for _ in range(UPLOADERS):
-            work.start_soon(
-                partial(
-                    upload.run,
-                    done_out.clone(),
-                    publisher=daemon.publisher,
-                    outcomes=daemon.outcomes,
-                )
-            )
-        done_in.close()
-        done_out.close()
-        async with ready_out:
-            with stop.intake:
-                await stop.ready.wait()
+        with ready_out, done_in, done_out:
+            _start_uploads(work, node, done_out)
+            _start_executors(work, node, ready_out, done_in)
+            with stop.intake, ready_in, claims_out:
                 async with anyio.create_task_group() as intake:
-                    intake.start_soon(
-                        partial(
-                            claim.run,
-                            claims_in,
-                            leases=daemon.leases,
-                            outcomes=daemon.outcomes,
-                            metrics=daemon.metrics,
-                            poll_s=config.poll_s or _poll_s(config),
-                            exit_when_empty=exit_when_empty,
-                        )
-                    )
-                    intake.start_soon(
-                        partial(
-                            prefetch.run,
-                            claims_out,
-                            ready_in,
-                            store=daemon.store,
-                            scratch=daemon.scratch,
-                            outcomes=daemon.outcomes,
-                            full_disk_wait_s=config.retry_backoff_s,
-                        )
-                    )
-            await _release_waiting(ready_out, daemon.outcomes)
-        ready_in.close()
+                    _start_prefetches(intake, node, claims_out, ready_in)
+                    _start_claims(intake, node, claims_in, exit_when_empty=exit_when_empty)
+            node.crew.dismiss()
+            await _release_waiting(ready_out, node.outcomes)
+
+
+def _start_claims(
+    group: TaskGroup, node: Node, outbox: MemoryObjectSendStream[Claim], *, exit_when_empty: bool
+) -> None:
+    config = node.settings.daemon
+    group.start_soon(
+        partial(
+            claim.run,
+            outbox,
+            leases=node.leases,
+            outcomes=node.outcomes,
+            metrics=node.metrics,
+            crew=node.crew,
+            room=node.room,
+            at_once=node.widths.claims,
+            poll_s=config.poll_s or _poll_s(config),
+            exit_when_empty=exit_when_empty,
+        )
+    )
+
+
+def _start_prefetches(
+    group: TaskGroup,
+    node: Node,
+    inbox: MemoryObjectReceiveStream[Claim],
+    outbox: MemoryObjectSendStream[Prefetched],
+) -> None:
+    for _ in range(node.widths.downloads):
+        group.start_soon(
+            partial(
+                prefetch.run,
+                inbox.clone(),
+                outbox.clone(),
+                store=node.store,
+                room=node.room,
+                outcomes=node.outcomes,
+                full_disk_wait_s=node.settings.daemon.retry_backoff_s,
+            )
+        )
+
+
+def _start_executors(
+    group: TaskGroup,
+    node: Node,
+    inbox: MemoryObjectReceiveStream[Prefetched],
+    outbox: MemoryObjectSendStream[Processed],
+) -> None:
+    config = node.settings.daemon
+    for executor in node.executors:
+        upkeep = Upkeep.of(config)
+        group.start_soon(
+            partial(
+                execute.run,
+                inbox.clone(),
+                outbox.clone(),
+                keeper=Keeper(executor, upkeep=upkeep, board=node.board, crew=node.crew),
+                leases=node.leases,
+                outcomes=node.outcomes,
+                deadline=Deadline.of(config),
+            )
+        )
+
+
+def _start_uploads(
+    group: TaskGroup, node: Node, inbox: MemoryObjectReceiveStream[Processed]
+) -> None:
+    for _ in range(node.widths.uploads):
+        group.start_soon(
+            partial(upload.run, inbox.clone(), publisher=node.publisher, outcomes=node.outcomes)
+        )
 
 
 async def _release_waiting(
     waiting: MemoryObjectReceiveStream[Prefetched], outcomes: Outcomes
 ) -> None:
-    """Hands back what was fetched but not begun when the daemon was told to stop."""
-    with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+    """Hands back what was fetched but not begun when the daemon was told to stop, all at once."""
+    items: list[Prefetched] = []
+    with suppress(anyio.WouldBlock, anyio.EndOfStream):
         while True:
-            item = waiting.receive_nowait()
-            await outcomes.released(item.claim, item.workdir, why="the daemon stops")
-
-
-class _Stop:
-    """How the daemon ends: `intake` is cancelled to drain, `work` to stop."""
-
-    def __init__(self, drain_timeout_s: float) -> None:
-        self.intake = anyio.CancelScope()
-        self.work = anyio.CancelScope()
-        self.ready = anyio.Event()  # an executor has its models loaded
-        self.drain_timeout_s = drain_timeout_s
-
-    def drain(self) -> None:
-        """Takes no more work; running work has until the deadline."""
-        self.intake.cancel()
-        self.work.deadline = anyio.current_time() + self.drain_timeout_s
-        if not self.ready.is_set():
-            self.work.cancel()
-
-    def now(self) -> None:
-        """Cancels running work too."""
-        self.work.cancel()
-
-
-async def _obey_signals(stop: _Stop) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        draining = False
-        async for number in signals:
-            if draining:
-                _log.warning("daemon.stop_now", signal=number.name)
-                stop.now()
-                return
-            _log.info("daemon.drain", signal=number.name, seconds=stop.drain_timeout_s)
-            draining = True
-            stop.drain()
+            items.append(waiting.receive_nowait())
+    async with anyio.create_task_group() as group:
+        for item in items:
+            group.start_soon(outcomes.stopped, item.claim, item.workdir)
 
 
 def _poll_s(config: Config) -> float:
     """A look costs money where requests are paid for."""
     return 5.0 if config.store_url.startswith("file:") else 60.0
-
-
-def _deadline_s(settings: Settings, audio_bytes: int) -> float:
-    config = settings.daemon
-    return config.task_timeout_base_s + config.task_timeout_factor * audio_bytes / _BYTES_PER_SECOND

@@ -43,6 +43,10 @@ class DiskFull(StoreUnusable):
     """No space is left under the store; nothing half-written stays behind."""
 
 
+class ScratchUnusable(EmiliadError):
+    """The scratch directory went away, or its disk broke, while the daemon ran."""
+
+
 class BadTask(EmiliadError):
     """A todo object is no task; the message says what is wrong with it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from emiliad.store import OPERATIONS, RESULTS
 from emiliad.types import Outcome
@@ -71,6 +71,9 @@ class Metrics:
         self.scratch_free_bytes = self._gauge(
             "scratch_free_bytes", "What the scratch file system has left, in bytes"
         )
+        self.scratch_full = self._gauge(
+            "scratch_full", "1 since an episode did not fit the scratch disk, until one does again"
+        )
         self.failed_tasks = self._gauge("failed_tasks", "Dead letters in the queue, as last seen")
         self.executor_busy_seconds = self._counter(
             "executor_busy_seconds", "Time that an executor spent on tasks, in seconds", "executor"
@@ -99,6 +102,8 @@ class Metrics:
         )
         self.loop_stalls = self._counter("loop_stalls", "Times that the event loop stood still")
         self.info = self._gauge("daemon_info", "1, with what this daemon is", "version")
+        # process_resident_memory_bytes, process_start_time_seconds and such, of the daemon itself.
+        ProcessCollector(registry=self.registry)
         self.autokick = AutokickMetrics(self.registry)
         self._start_at_zero()
 

@@ -20,7 +20,7 @@ from emiliad.queue.cas import ABSENT, Absent, Verdict, cas, etag_of
 from emiliad.store import Store
 
 RACERS = 50  # creators of one key in the long probe
-_CLEAN_UP_S = 10.0
+_CLEAN_UP_S = 3.0  # a daemon that is told to stop while its store is silent must not be kept
 _ABANDONED_S = 3600.0  # age from which a probe's object belongs to nobody, whatever clocks say
 
 

@@ -184,7 +184,9 @@ class StoreHealth:
     failing: float | None = None  # since when nothing has succeeded
 
     def answered(self, operation: str, result: str, now: float) -> None:
-        """Notes a request."""
+        """Notes a request; one that was given up, as by a stop, says nothing of the store."""
+        if result == "cancelled":
+            return
         if result in _ANSWERS:
             self.ok, self.failing = now, None
             return

@@ -85,6 +85,10 @@ class Scratch:
         """What the file system has left for an ordinary user."""
         return shutil.disk_usage(self._slot).free
 
+    def total_bytes(self) -> int:
+        """The size of the file system."""
+        return shutil.disk_usage(self._slot).total
+
     def close(self) -> None:
         """Removes what is left of the tasks and gives the slot up; a second call does nothing."""
         if self._lock < 0:

@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from emiliad.errors import (
+    Ambiguous,
+    NotFound,
+    PreconditionFailed,
+    StoreError,
+    StoreUnusable,
+    Throttled,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -64,6 +73,18 @@ RESULTS = (
     "error",
     "cancelled",
 )
+_RESULT_OF: dict[type[StoreError], str] = {
+    NotFound: "not_found",
+    PreconditionFailed: "precondition",
+    Throttled: "throttled",
+    Ambiguous: "ambiguous",
+    StoreUnusable: "unusable",
+}
+
+
+def result_of(error: StoreError) -> str:
+    """The result under which a request that ended with `error` is counted."""
+    return next((r for kind, r in _RESULT_OF.items() if isinstance(error, kind)), "error")
 
 
 class Store(Protocol):

@@ -27,6 +27,7 @@ class Claim:
     attempt: int  # 1 for the first
     lost: int = 0  # owners that vanished in the middle of this task
     nonce: str = ""  # names this attempt's pack of outputs
+    interrupted: int = 0  # times that a stop cut it off after its processing had begun
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, NoReturn, TypeAlias
 
-PROTOCOL = 1  # goes up when a message changes its fields; both ends must agree
+PROTOCOL = 2  # goes up when a message changes its fields; both ends must agree
 MAX_FRAME_BYTES = 16 * 1024 * 1024  # a manifest of a day-long episode takes well under 1 MiB
 
 _LENGTH = struct.Struct(">I")
@@ -27,6 +27,7 @@ class Process:
     audio: str
     out_dir: str
     name: str  # what the outputs are named after
+    halvings: int = 0  # of every batch size for this task: 0 as configured, 2 a quarter
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Ready:
     pid: int
     device: str
     load_seconds: float
+    halves: bool = False  # whether the pipeline can work in smaller batches
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def main() -> int:
         "MODELS": "demo",
         "LOG_FORMAT": "json",
         "LOG_LEVEL": "debug",
+        "HTTP_PORT": os.environ.get("HTTP_PORT", "0"),  # the default may be another daemon's
     }
     _console.print(f"[bold]enqueue[/] {len(recordings)} recordings under {DEMO / 'raw_audio'}")
     if code := subprocess.run([*_EMILIAD, "enqueue"], env=env, check=False).returncode:

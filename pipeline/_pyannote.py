@@ -123,6 +123,16 @@ class BoundedDiarization(SpeakerDiarization):  # type: ignore[misc]  # untyped l
         given = (self._plda,) if clustering == "VBxClustering" else ()
         self.clustering = thinned(*given, metric=self._embedding.metric)
 
+    @property
+    def batch(self) -> int:
+        """Windows a run of the nets."""
+        return int(self.embedding_batch_size)
+
+    @batch.setter
+    def batch(self, windows: int) -> None:
+        self.embedding_batch_size = windows
+        self._segmentation.batch_size = windows
+
     def get_embeddings(
         self,
         file: Any,

@@ -64,6 +64,15 @@ class Diarizer:
             self._pipeline = _load(model, device, batch=batch, run=run)
             self._pipeline.to(torch.device(device))
 
+    @property
+    def batch(self) -> int:
+        """10 s windows a run of the nets; may be changed between two calls."""
+        return self._pipeline.batch
+
+    @batch.setter
+    def batch(self, windows: int) -> None:
+        self._pipeline.batch = windows
+
     def __call__(self, samples: NDArray[np.float32]) -> list[Turn]:
         """The speakers' turns in `samples` (float32 [n], 24 kHz), by start, end and speaker.
 

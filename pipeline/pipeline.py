@@ -132,6 +132,23 @@ class Pipeline:
         export.write_json(out_dir / naming.ALL_SEGMENTS, rows)
         return manifest
 
+    @contextmanager
+    def reduced(self, halvings: int) -> Iterator[None]:
+        """For the time of the context, every net runs on batches `halvings` times halved.
+
+        For an episode on which the device's memory runs out. Batches of one stay.
+        """
+        stages: list[Separator | Diarizer | Transcriber | Dnsmos]
+        stages = [self.separate, self.diarize, self.transcribe, self.score]
+        before = [stage.batch for stage in stages]
+        try:
+            for stage, batch in zip(stages, before, strict=True):
+                stage.batch = max(1, batch >> halvings)
+            yield
+        finally:
+            for stage, batch in zip(stages, before, strict=True):
+                stage.batch = batch
+
     def _rules(self) -> Rules:
         shortest = self.config.min_segment_s
         return Rules(

@@ -79,7 +79,7 @@ class Dnsmos:
         Raises ModelError when `model` is missing, unreadable, or not this model.
         """
         self._device = pick_device(device)
-        self._batch = batch or (CUDA_BATCH if self._device == "cuda" else CPU_BATCH)
+        self.batch = batch or (CUDA_BATCH if self._device == "cuda" else CPU_BATCH)
         load = partial(
             onnx_session,
             model,
@@ -122,7 +122,7 @@ class Dnsmos:
         """The model's raw outputs (SIG, BAK, OVRL) for the windows at `starts`, [w, 3]."""
         pooled = self._pooled(tape)
         first, last = self._edges(tape, starts)
-        few = self._batch * WINDOWS_PER_BLOCK
+        few = self.batch * WINDOWS_PER_BLOCK
         # One buffer for all runs: fresh memory of this size costs as much as the head itself.
         maps = torch.empty(min(few, len(starts)), *_map_shape(WINDOW_FRAMES), device=self._device)
         runs = []
@@ -141,7 +141,7 @@ class Dnsmos:
         count = -(-len(tape) // BLOCK)
         padded = torch.nn.functional.pad(tape, (0, 0, REACH, REACH + count * BLOCK - len(tape)))
         blocks = padded.unfold(0, BLOCK + 2 * REACH, BLOCK).transpose(1, 2)
-        inner = self._front_map(blocks, self._batch)[:, :, EDGE:-EDGE]
+        inner = self._front_map(blocks, self.batch)[:, :, EDGE:-EDGE]
         return inner.transpose(0, 1).reshape(CHANNELS, -1, BANDS)
 
     def _edges(self, tape: Any, starts: list[int]) -> tuple[Any, Any]:
@@ -149,7 +149,7 @@ class Dnsmos:
         ends = [start + WINDOW_FRAMES for start in starts]
         patches = [tape[start : start + PATCH] for start in starts]
         patches += [tape[end - PATCH : end] for end in ends]
-        maps = self._front_map(torch.stack(patches), self._batch * PATCHES_PER_BLOCK)
+        maps = self._front_map(torch.stack(patches), self.batch * PATCHES_PER_BLOCK)
         first, last = maps.chunk(2)
         return first[:, :, :EDGE], last[:, :, -EDGE:]
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as reasons
 
-from pipeline.types import ModelError
+from pipeline.types import DeviceError, ModelError
 
 Device = Literal["cpu", "cuda"]
 
@@ -41,25 +41,39 @@ _LOADING_ERRORS = (
 def pick_device(asked: str) -> Device:
     """The device to run on, for `asked` in auto, cpu, cuda.
 
-    `auto` is CUDA when ONNX Runtime was built for it and torch sees a GPU, else the CPU.
-    Raises ModelError when CUDA is asked for and cannot be had, ValueError for another word.
+    `auto` is CUDA when ONNX Runtime was built for it and torch sees a GPU, else the CPU; but a GPU
+    that CUDA_VISIBLE_DEVICES names is used or missed, never passed over in silence.
+    Raises ModelError when CUDA is asked for and this ONNX Runtime is built without it, DeviceError
+    when torch does not see the GPU, ValueError for another word.
     """
     if asked not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {asked!r}: it is auto, cpu or cuda")
     if asked == "cpu":
         return "cpu"
-    obstacle = _cuda_obstacle()
-    if obstacle and asked == "cuda":
-        raise ModelError(f"CUDA was asked for and cannot be used: {obstacle}")
-    return "cpu" if obstacle else "cuda"
-
-
-def _cuda_obstacle() -> str:
     if CUDA_PROVIDER not in ort.get_available_providers():
-        return "this ONNX Runtime is built without it (install `emiliad[gpu]`)"
+        if asked == "auto":
+            return "cpu"
+        raise ModelError(
+            "CUDA was asked for and cannot be used: this ONNX Runtime is built without it "
+            "(install `emiliad[gpu]`)"
+        )
     import torch  # here, because it takes seconds and a CPU run may not need it
 
-    return "" if torch.cuda.is_available() else "torch sees no GPU"
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise DeviceError("CUDA was asked for and cannot be used: torch sees no GPU")
+    if _names_a_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+        raise DeviceError(
+            "torch does not see the GPU that CUDA_VISIBLE_DEVICES names "
+            f"({os.environ['CUDA_VISIBLE_DEVICES']}): check nvidia-smi, or set DEVICE=cpu"
+        )
+    return "cpu"
+
+
+def _names_a_gpu(visible: str) -> bool:
+    first = visible.split(",")[0].strip().lower()
+    return first not in ("", "none", "void", "nodevfiles") and not first.startswith("-")
 
 
 def onnx_session(
@@ -74,7 +88,8 @@ def onnx_session(
 
     `threads` is for the CPU, 0 means one per core; `cuda_mem_limit_gb` 0 means no limit.
     With `content`, that model is loaded, and `path` says in errors where it came from.
-    Raises ModelError when the model is missing or unreadable, or CUDA is not really in use.
+    Raises ModelError when the model is missing or unreadable, DeviceError (one of these) when CUDA
+    is not really in use.
     """
     where = pick_device(device)
     options = ort.SessionOptions()
@@ -92,7 +107,7 @@ def onnx_session(
             providers=_providers(where, cuda_mem_limit_gb),
         )
     if where == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:
-        raise ModelError(f"{path} would run on the CPU: ONNX Runtime could not start CUDA for it")
+        raise DeviceError(f"{path} would run on the CPU: ONNX Runtime could not start CUDA for it")
     return session
 
 

@@ -47,7 +47,8 @@ class Separator:
     margins with raised-cosine weights that sum to one, so that a chunk counts least where it
     has least context. Outside the margins the result is the same.
 
-    The memory needed, besides the input and the output, does not grow with their length.
+    The memory needed, besides the input and the output, does not grow with their length; `batch`
+    may be changed between two calls.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Separator:
             model, device=self._device, threads=threads, cuda_mem_limit_gb=cuda_mem_limit_gb
         )
         best = CUDA_BATCH if self._device == "cuda" else CPU_BATCH
-        self._batch = (batch or best) if _takes_batches(self._session, model) else 1
+        self.batch = (batch or best) if _takes_batches(self._session, model) else 1
         self._plan = _Plan.of_seconds(chunk_s, margin_s)
         self._denoise = denoise
         self._primary_stem = primary_stem
@@ -96,7 +97,7 @@ class Separator:
     def _stem_of(self, chunk: Samples) -> Samples:
         windows = _windows(torch.from_numpy(chunk).to(self._device))
         # With `denoise` every window is two for the net.
-        group = max(1, self._batch // 2) if self._denoise else self._batch
+        group = max(1, self.batch // 2) if self._denoise else self.batch
         parts = [self._inverse(self._net(self._spectra(few))) for few in windows.split(group)]
         trimmed = torch.cat(parts)[:, TRIM:-TRIM].reshape(-1)
         stem: Samples = trimmed[: len(chunk)].cpu().numpy()
@@ -120,7 +121,7 @@ class Separator:
     def _run(self, spectra: Any) -> Any:
         runs = [
             run_bound(self._session, part, tuple(part.shape))[:, :2]
-            for part in spectra.split(self._batch)
+            for part in spectra.split(self.batch)
         ]
         return torch.cat(runs)
 

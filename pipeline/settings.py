@@ -17,11 +17,15 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 
 
 class SettingsError(ValueError):
-    """One or more variables are missing or malformed; `problems` names every one of them."""
+    """One or more variables are missing or malformed; `problems` names every one of them.
 
-    def __init__(self, problems: list[str]) -> None:
+    `rest` holds the settings that are well, and defaults for the others: for further checks.
+    """
+
+    def __init__(self, problems: list[str], rest: Any = None) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.rest = rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def read(cls: type[T], env: Mapping[str, str]) -> T:
             shown = "its value" if declaration.secret else repr(text)
             problems.append(f"{declaration.name}: {shown} {error}")
     if problems:
-        raise SettingsError(problems)
+        raise SettingsError(problems, cls(**values))
     return cls(**values)
 
 

@@ -84,7 +84,7 @@ class Transcriber:
         """
         if batch < 1:
             raise ValueError(f"a batch of {batch} segments: it holds at least one")
-        self._batch = batch
+        self.batch = batch
         self._whisper = Whisper(
             model, device=device, compute_type=compute_type, threads=threads, language=language
         )
@@ -112,7 +112,7 @@ class Transcriber:
         windows = {index: _frames(segments[index], attempt) for index in wanted}
         # A batch is as slow as its longest text: like goes with like, the largest first.
         order = sorted(wanted, key=lambda index: (-windows[index], -segments[index].duration))
-        size = self._batch
+        size = self.batch
         while order:
             frames = windows[order[0]]
             now = [index for index in order[:size] if windows[index] == frames]

@@ -17,6 +17,10 @@ class ModelError(RuntimeError):
     """A model is missing or unreadable; the message says which, where, and what to do."""
 
 
+class DeviceError(ModelError):
+    """A GPU that was to be used cannot be, at least now; the message says what it is about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A stretch of time in the original file, in seconds."""

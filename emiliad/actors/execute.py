@@ -1,25 +1,25 @@
-"""Runs prefetched tasks through one executor, and starts another child when one is spent."""
+"""Runs prefetched tasks through one executor, which its keeper keeps at work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from emiliad import logs
-from emiliad.errors import ConfigError
-from emiliad.executor.host import Executor, StartFailed
-from emiliad.metrics import Metrics
+from emiliad.executor.deadline import Deadline
+from emiliad.executor.keeper import Keeper
 from emiliad.outcomes import Outcomes
 from emiliad.queue.leases import Leases
 from emiliad.types import Failure, Prefetched, Processed
+from emiliad.until import until
 from emiliad.wire import Done, Failed, Stage
 
-_STARTS_IN_A_ROW = 3  # failed starts after which the executor is given up
 OUT = "out"  # the folder of outputs in a task's working directory
 _FINAL = frozenset({"bad_audio"})  # kinds of failure that no other attempt can mend
+_BROKEN = frozenset({"crash", "timeout", "protocol"})  # the child's end, not its answer
 _log = logs.get("execute")
 
 
@@ -27,152 +27,178 @@ async def run(
     inbox: MemoryObjectReceiveStream[Prefetched],
     outbox: MemoryObjectSendStream[Processed],
     *,
-    executor: Executor,
+    keeper: Keeper,
     leases: Leases,
     outcomes: Outcomes,
-    metrics: Metrics,
-    deadline_s: Callable[[int], float],
-    ready: anyio.Event,
+    deadline: Deadline,
 ) -> None:
-    """Ends when `inbox` does. `deadline_s` gives the seconds a file of so many bytes may take.
+    """Ends when `inbox` does, or the crew is dismissed; a task in hand is finished first.
 
-    Raises ConfigError when a model or a setting is wrong, ExecutorFailed when the executor cannot
-    be started for another reason.
+    Raises ConfigError when a model or a setting is wrong, ExecutorFailed when no executor of the
+    crew could ever be started.
     """
-    worker = _Worker(executor, leases, outcomes, metrics, deadline_s)
+    hands = _Hands(keeper, leases, outcomes, deadline)
+    keeper.introduce()
     async with inbox, outbox:
         try:
-            await worker.start()
-            ready.set()
-            async for item in inbox:
-                await worker.process(item, outbox)
+            while not keeper.crew.dismissed.is_set():
+                if keeper.given_up:
+                    await hands.rest(inbox)
+                elif keeper.up:
+                    await hands.take(inbox, outbox)
+                else:
+                    await keeper.start()
         finally:
             with anyio.CancelScope(shield=True):
-                await executor.close()
-            worker.show("dead")
+                await keeper.end()
 
 
-@dataclass(slots=True)
-class _Worker:
-    executor: Executor
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """How the last try of a task ended; `answer` is None when the lease was lost meanwhile."""
+
+    answer: Done | Failed | None
+    out_dir: Path
+    seconds: dict[str, float]  # by stage
+
+    @property
+    def out_of_memory(self) -> bool:
+        return isinstance(self.answer, Failed) and self.answer.kind == "out_of_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class _Hands:
+    keeper: Keeper
     leases: Leases
     outcomes: Outcomes
-    metrics: Metrics
-    deadline_s: Callable[[int], float]
-    state: str = ""
+    deadline: Deadline
 
-    def show(self, state: str) -> None:
-        """Moves this executor to another value of the metric's label."""
-        if self.state:
-            self.metrics.executors.labels(self.state).dec()
-        self.metrics.executors.labels(state).inc()
-        self.state = state
-
-    async def start(self) -> None:
-        self.show("loading")
-        for attempt in range(1, _STARTS_IN_A_ROW + 1):
-            try:
-                loaded = await self.executor.start()
-            except StartFailed as error:
-                if error.final:
-                    raise ConfigError(error.reason) from error
-                if attempt == _STARTS_IN_A_ROW:
-                    raise
-                _log.warning(
-                    "executor.start_failed",
-                    executor=self.executor.name,
-                    reason=error.reason,
-                    details=error.details,
-                )
-                await anyio.sleep(attempt)
-            else:
-                _log.info(
-                    "executor.ready",
-                    executor=self.executor.name,
-                    device=loaded.device,
-                    pid=loaded.pid,
-                    load_seconds=round(loaded.load_seconds, 3),
-                )
-                break
-        self.show("idle")
-
-    async def process(self, item: Prefetched, outbox: MemoryObjectSendStream[Processed]) -> None:
-        seconds: dict[str, float] = {}
-        try:
-            if not self.executor.alive:  # it died while it had nothing to do
-                await self._restart("crash")
-            self.show("busy")
-            result = await self._execute(item, seconds)
-            await self._settle(item, result, seconds, outbox)
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                await self.outcomes.released(item.claim, item.workdir, why="the daemon stops")
-            raise
-        await self._mend(result)
-
-    async def _execute(self, item: Prefetched, seconds: dict[str, float]) -> Done | Failed | None:
-        """The executor's answer, or None when the lease was lost meanwhile."""
-
-        def on_stage(stage: Stage) -> None:
-            seconds[stage.name] = seconds.get(stage.name, 0.0) + stage.seconds
-            self.metrics.stage_ended(stage.name, stage.seconds, stage.audio_seconds)
-            _log.debug("executor.stage", episode_id=episode_id, stage=stage.name)
-
-        episode_id = item.claim.task.episode_id
-        _log.debug("executor.began", episode_id=episode_id, executor=self.executor.name)
-        result: Done | Failed | None = None
-        async with anyio.create_task_group() as group:
-            group.start_soon(_cancel_when, self.leases.lost(item.claim), group.cancel_scope)
-            result = await self.executor.process(
-                episode_id,
-                item.audio,
-                item.workdir / OUT,
-                name=episode_id,
-                deadline_s=self.deadline_s(item.audio.stat().st_size),
-                on_stage=on_stage,
-            )
-            group.cancel_scope.cancel()
-        return result
-
-    async def _settle(
+    async def take(
         self,
-        item: Prefetched,
-        result: Done | Failed | None,
-        seconds: dict[str, float],
+        inbox: MemoryObjectReceiveStream[Prefetched],
         outbox: MemoryObjectSendStream[Processed],
     ) -> None:
-        match result:
+        """Waits for the next task and does it, or for the child's death while there is none."""
+        item = await self._next(inbox)
+        if item is not None:
+            await self._process(item, outbox)
+        elif not self.keeper.executor.alive:
+            await self.keeper.died()
+
+    async def _next(self, inbox: MemoryObjectReceiveStream[Prefetched]) -> Prefetched | None:
+        """The next task; None when the child died, the crew was dismissed, or there is none."""
+        crew = self.keeper.crew
+        item: Prefetched | None = None
+        try:
+            async with until(self.keeper.executor.ended, crew.dismissed.wait):
+                try:
+                    item = await inbox.receive()
+                except anyio.EndOfStream:
+                    crew.dismiss()
+        except anyio.get_cancelled_exc_class():
+            if item is not None:
+                await self.outcomes.stopped(item.claim, item.workdir)
+            raise
+        return item
+
+    async def rest(self, inbox: MemoryObjectReceiveStream[Prefetched]) -> None:
+        """Waits until the executor may be tried again; if no other works, hands back its tasks."""
+        with anyio.move_on_after(self.keeper.pause_s):
+            async with until(self.keeper.crew.dismissed.wait):
+                while True:
+                    await self.keeper.crew.none()
+                    await self._hand_back(inbox)
+        self.keeper.rested()
+
+    async def _hand_back(self, inbox: MemoryObjectReceiveStream[Prefetched]) -> None:
+        item: Prefetched | None = None
+        try:
+            async with until(self.keeper.crew.some):
+                try:
+                    item = await inbox.receive()
+                except anyio.EndOfStream:
+                    self.keeper.crew.dismiss()
+        finally:
+            if item is not None:
+                why = "no executor can work"
+                await self.outcomes.released(item.claim, item.workdir, why=why)
+
+    async def _process(self, item: Prefetched, outbox: MemoryObjectSendStream[Processed]) -> None:
+        self.outcomes.begun(item.claim)
+        try:
+            result = await self._patiently(item)
+            await self._settle(item, result, outbox)
+        except anyio.get_cancelled_exc_class():
+            await self.outcomes.stopped(item.claim, item.workdir)
+            raise
+        finally:
+            self.keeper.board.end(self.keeper.name)
+        await self.keeper.after(result.answer, first_attempt=item.claim.attempt == 1)
+
+    async def _patiently(self, item: Prefetched) -> _Result:
+        """Tries the task again when memory runs out: in smaller batches, then in a fresh child."""
+        result = await self._execute(item, OUT)
+        ready = self.keeper.executor.ready
+        if result.out_of_memory and ready is not None and ready.halves:
+            result = await self._execute(item, f"{OUT}-halved", halvings=1)
+        if result.out_of_memory and await self.keeper.replace("not_reusable", "memory ran out"):
+            result = await self._execute(item, f"{OUT}-afresh", halvings=2)
+        return result
+
+    async def _execute(self, item: Prefetched, folder: str, halvings: int = 0) -> _Result:
+        name, board, executor = self.keeper.name, self.keeper.board, self.keeper.executor
+        episode_id = item.claim.task.episode_id
+        result = _Result(None, item.workdir / folder, {})
+
+        def on_stage(stage: Stage) -> None:
+            result.seconds[stage.name] = result.seconds.get(stage.name, 0.0) + stage.seconds
+            board.stage(name, stage.name, stage.seconds, stage.audio_seconds)
+            _log.debug("executor.stage", episode_id=episode_id, stage=stage.name)
+
+        board.begin(name, item.claim)
+        _log.debug("executor.began", episode_id=episode_id, executor=name, halvings=halvings)
+        answer: Done | Failed | None = None
+        async with until(self.leases.lost(item.claim).wait):
+            answer = await executor.process(
+                episode_id,
+                item.audio,
+                result.out_dir,
+                name=episode_id,
+                deadline_s=self.deadline.of_bytes(item.audio.stat().st_size),
+                deadline_of=self.deadline.of_audio,
+                halvings=halvings,
+                on_stage=on_stage,
+            )
+        if isinstance(answer, Failed):
+            self._report(item, answer)
+        return _Result(answer, result.out_dir, result.seconds)
+
+    def _report(self, item: Prefetched, failed: Failed) -> None:
+        """What a dead letter has no room for: the stacks of an overdue child, its last words."""
+        report = _log.warning if failed.kind in _BROKEN else _log.debug
+        report(
+            "executor.failed",
+            executor=self.keeper.name,
+            episode_id=item.claim.task.episode_id,
+            kind=failed.kind,
+            reason=failed.error,
+            details=failed.traceback,
+        )
+
+    async def _settle(
+        self, item: Prefetched, result: _Result, outbox: MemoryObjectSendStream[Processed]
+    ) -> None:
+        match result.answer:
             case None:
-                self.outcomes.lost(item.claim, item.workdir)
-            case Done():
-                out_dir = item.workdir / OUT
-                done = Processed(item.claim, item.workdir, out_dir, result.manifest, seconds)
-                await outbox.send(done)
-            case Failed():
-                await self.outcomes.failed(item.claim, _failure(result), item.workdir)
-
-    async def _mend(self, result: Done | Failed | None) -> None:
-        """Starts another child when this one is dead or not to be trusted."""
-        reusable = isinstance(result, Done) or (result is not None and result.reusable)
-        if self.executor.alive and reusable:
-            self.show("idle")
-            return
-        await self._restart(result.kind if isinstance(result, Failed) else "lost")
-
-    async def _restart(self, why: str) -> None:
-        self.metrics.executor_restarts.labels(_restart_reason(why)).inc()
-        await self.executor.close()
-        await self.start()
+                await self.outcomes.lost(item.claim, item.workdir)
+            case Done(manifest=manifest):
+                await outbox.send(
+                    Processed(item.claim, item.workdir, result.out_dir, manifest, result.seconds)
+                )
+            case Failed() as failed:
+                await self.outcomes.failed(item.claim, _failure(failed), item.workdir)
 
 
-async def _cancel_when(event: anyio.Event, scope: anyio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
-
-
-def _failure(result: Failed) -> Failure:
-    return Failure(result.kind, result.error, result.traceback, retriable=result.kind not in _FINAL)
-
-
-def _restart_reason(kind: str) -> str:
-    return kind if kind in ("crash", "timeout", "protocol") else "not_reusable"
+def _failure(failed: Failed) -> Failure:
+    retriable = failed.kind not in _FINAL
+    return Failure(failed.kind, failed.error, failed.traceback, retriable=retriable)

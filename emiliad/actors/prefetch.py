@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import errno
-from pathlib import PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from emiliad import logs
-from emiliad.errors import Ambiguous, NotFound, StoreError, StoreUnusable, Throttled
+from emiliad.errors import (
+    Ambiguous,
+    NotFound,
+    ScratchUnusable,
+    StoreError,
+    StoreUnusable,
+    Throttled,
+)
 from emiliad.outcomes import Outcomes
-from emiliad.scratch import Scratch
+from emiliad.room import NoRoom, Room
 from emiliad.store import Store
 from emiliad.types import Claim, Failure, Prefetched
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_log = logs.get("prefetch")
 
 
 async def run(
@@ -24,49 +30,76 @@ async def run(
     outbox: MemoryObjectSendStream[Prefetched],
     *,
     store: Store,
-    scratch: Scratch,
+    room: Room,
     outcomes: Outcomes,
     full_disk_wait_s: float,
 ) -> None:
-    """Ends when `inbox` does. Work in hand when it is cancelled is released."""
+    """Downloads one at a time; several run beside each other.
+
+    Ends when `inbox` does. Work in hand when it is cancelled is released.
+    """
+    fetcher = _Fetcher(store, room, outcomes)
     async with inbox, outbox:
         async for claim in inbox:
             try:
-                ready = await _fetch(claim, store, scratch, outcomes)
-                if ready is not None:
-                    await outbox.send(ready)
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                _log.error("scratch.full", directory=str(scratch.root), reason=str(error))
-                await outcomes.released(claim, why=f"{scratch.root} is full")
-                await anyio.sleep(full_disk_wait_s)
+                ready = await fetcher.fetch(claim)
             except anyio.get_cancelled_exc_class():
-                with anyio.CancelScope(shield=True):
-                    await outcomes.released(claim, why="the daemon stops")
+                await outcomes.stopped(claim)
                 raise
+            except NoRoom as error:
+                await outcomes.released(claim, why=str(error))
+                await room.shut(str(error), full_disk_wait_s)
+            else:
+                await _hand_on(ready, outbox, outcomes)
 
 
-async def _fetch(
-    claim: Claim, store: Store, scratch: Scratch, outcomes: Outcomes
-) -> Prefetched | None:
-    """The task with its audio, or None when it failed. Raises OSError when the disk is full."""
-    key = claim.task.audio_key
-    workdir = scratch.new(claim.task.episode_id)
-    audio = workdir / f"audio{PurePosixPath(key).suffix[:16]}"
-    done = False
+async def _hand_on(
+    ready: Prefetched | None, outbox: MemoryObjectSendStream[Prefetched], outcomes: Outcomes
+) -> None:
+    if ready is None:
+        return
+    outcomes.prefetched(ready.claim)
     try:
-        await store.download(key, audio)
-        done = True
-        return Prefetched(claim, workdir, audio)
-    except NotFound:
-        failure = Failure("missing_audio", f"there is no object {key}", retriable=False)
-    except StoreUnusable:
+        await outbox.send(ready)
+    except anyio.get_cancelled_exc_class():
+        await outcomes.stopped(ready.claim, ready.workdir)
         raise
-    except (Throttled, Ambiguous, StoreError) as error:
-        failure = Failure("download", f"{key} could not be read: {error}")
-    finally:
-        if not done:
-            scratch.remove(workdir)
-    await outcomes.failed(claim, failure)
-    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetcher:
+    store: Store
+    room: Room
+    outcomes: Outcomes
+
+    async def fetch(self, claim: Claim) -> Prefetched | None:
+        """The task with its audio, or None when it failed. Raises NoRoom."""
+        key = claim.task.audio_key
+        try:
+            size = (await self.store.head(key)).size
+            workdir = await self.room.enter(claim.task.episode_id, size)
+            return await self._download(claim, workdir)
+        except NotFound:
+            failure = Failure("missing_audio", f"there is no object {key}", retriable=False)
+        except StoreUnusable:
+            raise
+        except (Throttled, Ambiguous, StoreError) as error:
+            failure = Failure("download", f"{key} could not be read: {error}")
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise ScratchUnusable(f"scratch space is of no use: {error}") from error
+            raise NoRoom(f"{key} could not be written: {error.strerror}") from error
+        await self.outcomes.failed(claim, failure)
+        return None
+
+    async def _download(self, claim: Claim, workdir: Path) -> Prefetched:
+        audio = workdir / f"audio{PurePosixPath(claim.task.audio_key).suffix[:16]}"
+        arrived = False
+        try:
+            await self.store.download(claim.task.audio_key, audio)
+            arrived = True
+        finally:
+            if not arrived:
+                await self.room.leave(workdir)
+        self.room.arrived(workdir)
+        return Prefetched(claim, workdir, audio)

@@ -102,6 +102,8 @@ def _gpus(settings: Settings) -> str:
     gpus = discover(dict(os.environ))
     if not gpus and settings.pipeline.device == "cuda":
         raise Broken("DEVICE=cuda, but there is none: check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    if sick := [f"GPU {gpu.index}: {gpu.fault}" for gpu in gpus if gpu.fault]:
+        raise Broken(f"nvidia-smi says of {', of '.join(sick)}; the others can be used")
     return ", ".join(gpu.name for gpu in gpus) or "none; the CPU will be used"
 
 

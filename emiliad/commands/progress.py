@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -20,13 +21,24 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from emiliad.queue.enqueue import Progress
-
 _LINE_S = 5.0  # between two lines of a log
 
 
+class Step(Protocol):
+    """How far a scan is: `done` of `total` objects, where that is known, and a word on them."""
+
+    @property
+    def phase(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def note(self) -> str: ...
+
+
 @contextmanager
-def scan_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+def scan_progress(console: Console) -> Iterator[Callable[[Step], None]]:
     """What is to be called with each step of a scan."""
     if not console.is_terminal:
         yield _Lines(console)
@@ -55,13 +67,13 @@ class _Bar:
         self._phase = ""
         self._line = bars.add_task("asks the store", total=None)
 
-    def __call__(self, step: Progress) -> None:
+    def __call__(self, step: Step) -> None:
         if step.phase != self._phase:
             self._phase = step.phase
             self._bars.remove_task(self._line)
             self._line = self._bars.add_task(step.phase, total=step.total)
-        made = f", {step.report.created:,} new" if step.report.created else ""
-        self._bars.update(self._line, completed=step.done, description=step.phase + made)
+        description = ", ".join(filter(None, (step.phase, step.note)))
+        self._bars.update(self._line, completed=step.done, description=description)
 
 
 @dataclass(slots=True)
@@ -75,7 +87,7 @@ class _Lines:
     said_s: float = 0.0
     before: int = 0  # done when the phase began
 
-    def __call__(self, step: Progress) -> None:
+    def __call__(self, step: Step) -> None:
         now = self.clock()
         if step.phase != self.phase:
             self.said_s = self.said_s or now
@@ -85,5 +97,7 @@ class _Lines:
         self.said_s = now
         rate = (step.done - self.before) / max(now - self.began_s, 1e-9)
         of = f" of {step.total:,}" if step.total is not None else ""
-        line = f"{step.phase}: {step.done:,}{of} ({rate:,.0f}/s), {step.report.created:,} new"
-        self.console.print(line, highlight=False, markup=False)
+        line = f"{step.phase}: {step.done:,}{of} ({rate:,.0f}/s)"
+        self.console.print(
+            ", ".join(filter(None, (line, step.note))), highlight=False, markup=False
+        )

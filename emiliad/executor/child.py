@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import errno
 import faulthandler
 import fcntl
 import gc
 import importlib
-import math
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+from emiliad.executor.faults import kind_of, load_kind, manifest_fault, sentence, tail
 from emiliad.wire import (
     PROTOCOL,
     Decoder,
@@ -39,34 +38,10 @@ from emiliad.wire import (
 )
 
 EXIT_NOT_LOADED = 3
-TRACEBACK_LINES = 30
-TRACEBACK_CHARS = 8_000  # a message may be a whole model's state; a frame must hold the tail
-SENTENCE_CHARS = 400  # of an exception's first line; enough for a path and a reason
 
 _FIRST_FREE_FD = 10  # leaves 0, 1, 2 and whatever a shell redirects alone
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _READ_BYTES = 65536  # a pipe's capacity on Linux
-
-# Texts by which PyTorch, CTranslate2 and ONNX Runtime say that memory ran out.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
-    "failed to allocate memory",
-    "not enough memory",
-    "can't allocate memory",
-    "bad_alloc",
-)
-# Errors after which the CUDA context of a process is of no more use.
-_CUDA = (
-    "cuda error",  # PyTorch
-    "cuda failed with error",  # CTranslate2
-    "cuda failure",  # ONNX Runtime
-    "illegal memory access",
-    "device-side assert",
-    "unspecified launch failure",
-    "cublas_status_",
-    "cudnn_status_",
-)
 
 
 class Pipeline(Protocol):
@@ -91,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.parent is not None and os.getppid() != options.parent:
         return 0  # the parent died before it could be watched: nobody waits for this process
-    inbox, outbox = _take_protocol()
+    inbox, outbox, stderr = _take_protocol()
     _prepare_signals()
     sender = _Sender(outbox)
     began = time.monotonic()
@@ -100,8 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - whatever a pipeline raises is reported to the host
         sender.send(_load_failure(error))
         return EXIT_NOT_LOADED
-    sender.send(Ready(PROTOCOL, os.getpid(), device, time.monotonic() - began))
-    serve(pipeline, inbox, sender)
+    seconds = time.monotonic() - began
+    sender.send(Ready(PROTOCOL, os.getpid(), device, seconds, _reduces(pipeline)))
+    serve(pipeline, inbox, sender, stderr)
     return 0
 
 
@@ -114,24 +90,40 @@ def _die_with_parent() -> None:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
-def _take_protocol() -> tuple[int, int]:
+def _take_protocol() -> tuple[int, int, int]:
     # Libraries, and programs that they start, print to fd 1: it becomes stderr. The moved
     # descriptors are close-on-exec, so that no grandchild holds the protocol open.
-    inbox = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
-    outbox = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+    inbox, outbox, stderr = (
+        fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD) for number in (0, 1, 2)
+    )
+    _put_standard_streams(stderr)
+    return inbox, outbox, stderr
+
+
+def _put_standard_streams(stderr: int) -> None:
+    """Makes fd 0 empty, and 1 and 2 lead to the host's log, whatever they were before."""
     null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    os.dup2(2, 1)
-    return inbox, outbox
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+    os.set_inheritable(0, True)
+    os.dup2(stderr, 1)
+    os.dup2(stderr, 2)
 
 
 def _prepare_signals() -> None:
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the host asks: where are you?
     if os.getpgrp() != os.getpid():
-        os.setsid()  # the host has done so already; by hand, Ctrl-C must not come here either
+        os.setsid()  # the host has done so already
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever stops the daemon by signalling all of its processes (a container without an init,
+    # systemd's KillMode=control-group) must not take the task that it drains: this process ends
+    # with its stdin, by SIGKILL, or with its parent. A handler, for programs would inherit SIG_IGN,
+    # and no library could end those that it starts.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.siginterrupt(signal.SIGTERM, False)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def load(reference: str) -> tuple[Pipeline, str]:
@@ -166,7 +158,7 @@ def _resolve(reference: str) -> Any:
         raise SettingsError([f"PIPELINE: {module!r} has no {name!r}"]) from error
 
 
-def serve(pipeline: Pipeline, inbox: int, sender: _Sender) -> None:
+def serve(pipeline: Pipeline, inbox: int, sender: _Sender, stderr: int) -> None:
     """Runs the tasks that arrive on the descriptor `inbox`, one after another, until it ends."""
     out_of_memory_before = False
     for task in _tasks(inbox):
@@ -178,6 +170,8 @@ def serve(pipeline: Pipeline, inbox: int, sender: _Sender) -> None:
             out_of_memory_before = True
         else:
             out_of_memory_before = False
+        # A task may have closed them; the next file to be opened would get what is printed.
+        _put_standard_streams(stderr)
         sender.send(answer)
 
 
@@ -196,10 +190,11 @@ def attempt(pipeline: Pipeline, task: Process, sender: _Sender) -> Done | Failed
     on_stage = sender.stages_of(task.task_id)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        manifest = pipeline.run(Path(task.audio), out_dir, name=task.name, on_stage=on_stage)
+        with _reduced(pipeline, task.halvings):
+            manifest = pipeline.run(Path(task.audio), out_dir, name=task.name, on_stage=on_stage)
     except Exception as error:  # noqa: BLE001 - whatever a pipeline raises is reported to the host
         kind = kind_of(error)
-        return Failed(task.task_id, kind, _sentence(error, kind), _tail(error), kind != "cuda")
+        return Failed(task.task_id, kind, sentence(error, kind), tail(error), kind != "cuda")
     fault = manifest_fault(manifest)
     if fault is None:
         done = Done(task.task_id, manifest)
@@ -212,66 +207,9 @@ def attempt(pipeline: Pipeline, task: Process, sender: _Sender) -> Done | Failed
     return Failed(task.task_id, "garbage", fault, "", True)
 
 
-def kind_of(error: BaseException) -> str:
-    """The kind of a failure, from the exception and those that it names as its cause."""
-    if "BadAudio" in {cls.__name__ for cls in type(error).__mro__}:
-        return "bad_audio"
-    cause: BaseException | None = error
-    while cause is not None:
-        kind = _kind_of_one(cause)
-        if kind is not None:
-            return kind
-        cause = cause.__cause__
-    return "error"
-
-
-def _kind_of_one(error: BaseException) -> str | None:
-    code = error.errno if isinstance(error, OSError) else None
-    text = f"{type(error).__name__}: {error}".lower()
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return "disk_full"
-    if isinstance(error, MemoryError) or code == errno.ENOMEM or "outofmemory" in text:
-        return "out_of_memory"
-    if any(sign in text for sign in _OUT_OF_MEMORY):
-        return "out_of_memory"
-    if any(sign in text for sign in _CUDA):
-        return "cuda"
-    return None
-
-
-def manifest_fault(manifest: object) -> str | None:
-    """What is wrong with a pipeline's manifest, as a sentence; None if it will do."""
-    if not isinstance(manifest, dict):
-        return f"the pipeline returned {type(manifest).__name__}, not a manifest (a dict)"
-    for key, types in (("segments", (int,)), ("audio_seconds", (float, int))):
-        if key not in manifest:
-            return f"the pipeline's manifest has no {key!r}"
-        value = manifest[key]
-        # The chained comparison is false for NaN, too.
-        if type(value) is bool or not isinstance(value, types) or not 0 <= value < math.inf:
-            shown = f"{repr(value)[:60]} ({type(value).__name__})"
-            return f"the pipeline's manifest has {key!r}: {shown}"
-    return None
-
-
 def _load_failure(error: Exception) -> Failed:
-    names = {cls.__name__ for cls in type(error).__mro__}
-    kind = "model" if names & {"ModelError", "SettingsError"} else "load"
-    return Failed(None, kind, _sentence(error, kind), _tail(error), False)
-
-
-def _sentence(error: BaseException, kind: str) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0][:SENTENCE_CHARS] if lines else ""
-    if kind in ("bad_audio", "model") and text:
-        return text
-    name = type(error).__name__
-    return f"{name}: {text}" if text else name
-
-
-def _tail(error: BaseException) -> str:
-    lines = "".join(traceback.format_exception(error)).splitlines()
-    return "\n".join(lines[-TRACEBACK_LINES:])[-TRACEBACK_CHARS:]
+    kind = load_kind(error)
+    return Failed(None, kind, sentence(error, kind), tail(error), False)
 
 
 def _free_memory() -> bool:
@@ -284,6 +222,18 @@ def _free_memory() -> bool:
     except RuntimeError:  # the device is beyond help: the host starts another process
         return False
     return True
+
+
+def _reduces(pipeline: Pipeline) -> bool:
+    return callable(getattr(pipeline, "reduced", None))
+
+
+def _reduced(pipeline: Any, halvings: int) -> AbstractContextManager[object]:
+    """The pipeline with smaller batches, if it can; `reduced` is no part of what it must have."""
+    if not halvings or not _reduces(pipeline):
+        return nullcontext()
+    context: AbstractContextManager[object] = pipeline.reduced(halvings)
+    return context
 
 
 class _Sender:

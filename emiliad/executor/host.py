@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
 import anyio
 
 from emiliad.errors import ExecutorFailed
 from emiliad.executor.process import Child
-from emiliad.wire import PROTOCOL, Done, Failed, Process, ProtocolError, Ready, Stage
+from emiliad.executor.talk import Answer, Loading, Talk, Working
+from emiliad.wire import Done, Failed, Process, ProtocolError, Ready, Stage
 
 DUMP_GRACE_S = 2.0  # for an overdue child to write where it hangs, before it is killed
 EXIT_S = 5.0  # for a child that closed its pipe to exit by itself, which tells the exit code
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # the folder that holds `emiliad`
-
-_Answer: TypeAlias = Ready | Done | Failed
 
 
 class StartFailed(ExecutorFailed):
@@ -70,12 +69,14 @@ class Executor:
         *,
         pipeline: str,
         env: Mapping[str, str],
+        device: str = "",
         load_timeout_s: float = 900.0,
         python: str = sys.executable,
         on_line: Callable[[str], None] | None = None,
         dump_grace_s: float = DUMP_GRACE_S,
     ) -> None:
         self.name = name
+        self.device = device  # what it shall run on, for people
         self._pipeline = pipeline
         self._env = env
         self._load_timeout_s = load_timeout_s
@@ -94,6 +95,21 @@ class Executor:
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None else None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it was given a GPU to run on."""
+        return bool(self._env.get("CUDA_VISIBLE_DEVICES"))
+
+    @property
+    def memory_bytes(self) -> int:
+        """The subprocess's resident memory; 0 when there is none."""
+        return self._child.memory_bytes if self._child is not None else 0
+
+    async def ended(self) -> None:
+        """Waits for the death of the subprocess; at once if there is none."""
+        if self._child is not None:
+            await self._child.wait()
 
     @property
     def ready(self) -> Ready | None:
@@ -122,9 +138,7 @@ class Executor:
         except OSError as error:
             reason = f"{self.name}: {self._python} cannot be started: {error.strerror}"
             raise StartFailed(reason, kind="crash", details="") from error
-        answer = await self._supervise(
-            self._child, None, self._load_timeout_s, _await_ready, lambda: "while loading"
-        )
+        answer = await self._supervise(self._child, None, Loading(self._load_timeout_s))
         if isinstance(answer, Ready):
             self._ready = answer
             return answer
@@ -141,21 +155,27 @@ class Executor:
         *,
         name: str,
         deadline_s: float,
+        deadline_of: Callable[[float], float] | None = None,
+        halvings: int = 0,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Done | Failed:
         """Runs one task; whatever the subprocess does becomes a Failed, never an exception.
 
         If that is not `reusable`, the subprocess is dead, reaped, and its pipes are closed; so it
-        is after a cancellation. `on_stage` is called as each stage ends; what it raises is raised.
+        is after a cancellation. The task may take `deadline_s`, or once a stage has told the
+        length of the audio, what `deadline_of` gives for it. `halvings` is how often every batch
+        is halved, by a pipeline that can (`Ready.halves`). `on_stage` is called as each stage
+        ends; what it raises is raised.
         """
         if self._busy:
             raise RuntimeError(f"{self.name} is busy")
         if self._child is None:
             return Failed(task_id, "crash", "the executor is not running", "", False)
-        task = _Task(Process(task_id, str(audio), str(out_dir), name), on_stage)
+        task = Process(task_id, str(audio), str(out_dir), name, halvings)
+        work = Working(task, deadline_s, deadline_of, on_stage)
         self._busy = True
         try:
-            answer = await self._supervise(self._child, task_id, deadline_s, task.run, task.where)
+            answer = await self._supervise(self._child, task_id, work)
         finally:
             self._busy = False
         assert not isinstance(answer, Ready)
@@ -172,30 +192,23 @@ class Executor:
         finally:
             await self._end()
 
-    async def _supervise(
-        self,
-        child: Child,
-        task_id: str | None,
-        limit_s: float,
-        talk: Callable[[Child], Awaitable[_Answer | None]],
-        where: Callable[[], str],
-    ) -> _Answer:
-        """Has `talk` with the child for at most `limit_s`; ends the child if it went wrong."""
-        answer: _Answer | None = None
+    async def _supervise(self, child: Child, task_id: str | None, talk: Talk) -> Answer:
+        """Has `talk` with the child, within its limit; ends the child if it went wrong."""
+        answer: Answer | None = None
         kind, error = "crash", ""
         try:
-            with anyio.move_on_after(limit_s) as limit:
-                answer = await talk(child)
+            with anyio.move_on_after(talk.limit_s) as limit:
+                answer = await talk.run(child, limit)
             if limit.cancelled_caught:
                 kind = "timeout"
-                error = f"the executor reached its limit of {limit_s:g} s {where()}"
+                error = f"the executor reached its limit of {_shown(talk.limit_s)} s {talk.where()}"
                 child.dump()
                 await _exit_of(child, self._dump_grace_s)
             elif answer is None:
                 await _exit_of(child, EXIT_S)
-                error = f"the executor {_end_of(child.returncode)} {where()}"
+                error = f"the executor {_end_of(child.returncode)} {talk.where()}"
         except ProtocolError as fault:
-            kind, error = "protocol", f"the executor sent nonsense {where()}: {fault}"
+            kind, error = "protocol", f"the executor sent nonsense {talk.where()}: {fault}"
         except BaseException:
             await self._end()
             raise
@@ -222,55 +235,13 @@ class Executor:
         return {**self._env, "PYTHONPATH": os.pathsep.join([*path, str(_PACKAGE_ROOT)])}
 
 
-class _Task:
-    """The conversation about one task, and how far it has come."""
-
-    def __init__(self, process: Process, on_stage: Callable[[Stage], None] | None) -> None:
-        self._process = process
-        self._on_stage = on_stage
-        self._last_stage: str | None = None
-
-    def where(self) -> str:
-        if self._last_stage is None:
-            return "before the end of the first stage"
-        return f"after stage {self._last_stage!r}"
-
-    async def run(self, child: Child) -> Done | Failed | None:
-        await child.send(self._process)
-        while True:
-            message = await child.receive()
-            match message:
-                case None:
-                    return None
-                case Stage():
-                    self._note(message)
-                case Done() | Failed() if message.task_id == self._process.task_id:
-                    return message
-                case _:
-                    raise ProtocolError(f"out of place: {str(message)[:200]}")
-
-    def _note(self, stage: Stage) -> None:
-        if stage.task_id != self._process.task_id:
-            return  # a thread that a former task left behind
-        self._last_stage = stage.name
-        if self._on_stage is not None:
-            self._on_stage(stage)
-
-
-async def _await_ready(child: Child) -> Ready | Failed | None:
-    message = await child.receive()
-    match message:
-        case Ready(protocol=number) if number != PROTOCOL:
-            raise ProtocolError(f"it speaks protocol {number}, not {PROTOCOL}")
-        case None | Ready() | Failed(task_id=None):
-            return message
-        case _:
-            raise ProtocolError(f"out of place: {str(message)[:200]}")
-
-
 async def _exit_of(child: Child, seconds: float) -> None:
     with anyio.move_on_after(seconds):
         await child.wait()
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:g}" if seconds < 1000 else f"{seconds:,.0f}"
 
 
 def _end_of(returncode: int | None) -> str:

@@ -8,15 +8,17 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 import anyio
 import anyio.abc
 
+from emiliad.executor.stacks import readable
 from emiliad.wire import Decoder, Message, encode
 
 REAP_S = 10.0  # a process in an uninterruptible call (a sick GPU, a dead disk) is not waited for
-STDERR_LINES = 50
+STDERR_LINES = 500  # holds the stacks of a hundred threads, and what came before
 LINE_BYTES = 2_000  # longer lines (a tensor, a progress bar) are cut
 
 _READ_BYTES = 65536  # a pipe's capacity on Linux
@@ -79,8 +81,8 @@ class Child:
 
     @property
     def tail(self) -> str:
-        """The last lines of its stderr; complete once `kill` has returned."""
-        return self._log.tail
+        """The end of its stderr, made readable; complete once `kill` has returned."""
+        return readable(self._log.lines)
 
     async def send(self, message: Message) -> None:
         """Writes one frame; a child that is gone is found out by `receive`."""
@@ -127,6 +129,15 @@ class Child:
         except BlockingIOError:  # gone, but a fork of it still holds the pipe
             return b""
 
+    @property
+    def memory_bytes(self) -> int:
+        """Its resident memory; 0 when it is gone, or where the system does not tell."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        except (OSError, IndexError):  # a zombie's file is empty
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     async def wait(self) -> None:
         """Waits for the process to end."""
         await self._process.wait()
@@ -169,15 +180,11 @@ class _Log:
     def __init__(self, pipe: int, on_line: Callable[[str], None] | None) -> None:
         self._pipe: int | None = pipe
         self._on_line = on_line
-        self._lines: deque[str] = deque(maxlen=STDERR_LINES)
+        self.lines: deque[str] = deque(maxlen=STDERR_LINES)
         self._rest = b""
         self._loop = asyncio.get_running_loop()
         os.set_blocking(pipe, False)
         self._loop.add_reader(pipe, self._drain)
-
-    @property
-    def tail(self) -> str:
-        return "\n".join(self._lines)
 
     def _drain(self) -> bool:
         """Takes what is there; returns whether there may be more."""
@@ -200,7 +207,7 @@ class _Log:
         for line in lines:
             text = line[:LINE_BYTES].decode(errors="replace").rstrip()
             if text:
-                self._lines.append(text)
+                self.lines.append(text)
                 if self._on_line is not None:
                     self._on_line(text)
 

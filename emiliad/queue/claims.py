@@ -13,6 +13,9 @@ A claim is a chain of compare-and-swaps; the names of the transitions are those 
     leased    G  handed back                  free     -1
     failed    retry                           free     0        0
 
+G also counts in `interrupted` when the processing had begun: a task that never fits between two
+stops of its nodes shows there; `retry` sets that to 0, and a commit removes the claim.
+
 `attempt` is the number of the attempt that runs, or of the last one that counted. Every write has a
 fresh nonce, for an etag is its content's MD5: equal content would bring an old etag back.
 """
@@ -78,6 +81,7 @@ class ClaimRecord:
     owner: str = ""
     attempt: int = 0
     lost: int = 0  # owners that vanished in the middle of this task
+    interrupted: int = 0  # times that it was handed back after its processing had begun
     lease: str = ""  # the nonce with which the lease began: its identity, and its pack's name
     nonce: str = ""
     leased: str = ""  # since when, ISO 8601
@@ -114,14 +118,23 @@ class ClaimRecord:
         history = self._history_with(stamp, failure)
         return self._write(stamp, state=State.FAILED, history=history)
 
-    def hand_back(self, stamp: Stamp, retry_after_s: float = 0.0) -> Self:
-        """G: unfinished, nothing counted."""
-        attempt = max(0, self.attempt - 1)
-        return self._write(stamp, state=State.FREE, attempt=attempt, retry_after_s=retry_after_s)
+    def hand_back(
+        self, stamp: Stamp, retry_after_s: float = 0.0, *, interrupted: bool = False
+    ) -> Self:
+        """G: unfinished, and no attempt counted. `interrupted`: its processing had begun."""
+        return self._write(
+            stamp,
+            state=State.FREE,
+            attempt=max(0, self.attempt - 1),
+            interrupted=self.interrupted + interrupted,
+            retry_after_s=retry_after_s,
+        )
 
     def reopen(self, stamp: Stamp) -> Self:
         """`retry`, and old scripts' claims: free, as if it were new; what happened is kept."""
-        return self._write(stamp, state=State.FREE, attempt=0, lost=0, retry_after_s=0.0)
+        return self._write(
+            stamp, state=State.FREE, attempt=0, lost=0, interrupted=0, retry_after_s=0.0
+        )
 
     def _write(self, stamp: Stamp, **changes: Any) -> Self:
         return dataclasses.replace(
@@ -150,6 +163,7 @@ class ClaimRecord:
                 "owner": self.owner,
                 "attempt": self.attempt,
                 "lost": self.lost,
+                "interrupted": self.interrupted,
                 "lease": self.lease,
                 "nonce": self.nonce,
                 "leased": self.leased,
@@ -197,6 +211,7 @@ def _ours(task: TaskRef, content: Mapping[str, Any]) -> ClaimRecord:
         owner=str(content["owner"]),
         attempt=int(content["attempt"]),
         lost=int(content["lost"]),
+        interrupted=int(content.get("interrupted", 0)),  # absent in the records of old versions
         lease=str(content["lease"]),
         nonce=str(content["nonce"]),
         leased=str(content["leased"]),

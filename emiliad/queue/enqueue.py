@@ -62,6 +62,10 @@ class Progress:
     total: int | None
     report: EnqueueReport
 
+    @property
+    def note(self) -> str:
+        return f"{self.report.created:,} new"
+
 
 async def enqueue(
     store: Store,
@@ -94,12 +98,15 @@ async def enqueue(
                 on_progress=on_progress,
                 patience=patience or Patience(),
             )
-            await scan.learn(listers)
-            await scan.assign()
+            await scan.run(listers)
             return scan.report()
     except (sqlite3.Error, OSError) as error:
         where = scratch or "the system's temporary folder"
         raise EmiliadError(f"the scan's working file in {where}: {error}") from error
+
+
+class _EnoughError(Exception):
+    """So many raw files without a task were listed that the limit will be reached."""
 
 
 class _Scan:
@@ -128,6 +135,8 @@ class _Scan:
         self._standings: Counter[Standing] = Counter()
         self._skipped: Counter[str] = Counter()
         self._listed = 0
+        self._candidates = 0  # listed ids that no task has: each is one to create, but for races
+        self._stop_early = limit is not None
         self._noted_at = 0  # records read before the memo was last written
 
     def report(self) -> EnqueueReport:
@@ -152,7 +161,20 @@ class _Scan:
     def _tell(self, phase: str, done: int, total: int | None = None) -> None:
         self._on_progress(Progress(phase, done, total, self.report()))
 
-    async def learn(self, listers: int) -> None:
+    async def run(self, listers: int) -> None:
+        """Learns what there is and gives each file its task, up to the limit."""
+        await self._learn(listers)
+        whole = await self._list_files(listers)
+        await self._assign()
+        if not whole and not self._full:  # others were faster: the rest is to be seen as well
+            self._stop_early = False
+            self._skipped.clear()
+            self._standings.clear()
+            self._standings[Standing.WAITING] = -self._created  # which are found again
+            await self._list_files(listers)
+            await self._assign()
+
+    async def _learn(self, listers: int) -> None:
         """Lists all tasks; in this order, one that moves on meanwhile is seen at least once."""
         for prefix, place in (
             (self._layout.todo, Place.TODO),
@@ -162,8 +184,6 @@ class _Scan:
         ):
             see = partial(self._see_tasks, prefix, place)
             await walk(self._store, prefix, see, listers=listers)
-        self._listed = 0
-        await walk(self._store, self._layout.raw, self._see_files, listers=listers)
         gone = await self._memo.load(self._ledger.add_facts)
         if gone and not self._dry_run:  # those ids are free again, and may be another's soon
             await self._memo.forget()
@@ -174,6 +194,15 @@ class _Scan:
         self._listed += len(page)
         self._tell("lists the queue", self._listed)
 
+    async def _list_files(self, listers: int) -> bool:
+        """Lists the raw files. False: enough of them for the limit, there may be more."""
+        self._listed = 0
+        try:
+            await walk(self._store, self._layout.raw, self._see_files, listers=listers)
+        except _EnoughError:
+            return False
+        return True
+
     def _see_files(self, page: Page) -> None:
         audio = []
         for info in page:
@@ -181,11 +210,20 @@ class _Scan:
                 audio.append((episode_id(info.key), info.key))
             else:
                 self._skipped[reason] += 1
+        if self._stop_early:
+            self._candidates += len({id_ for id_, key in audio if self._is_new(id_, key)})
         self._ledger.add_files(audio)
         self._listed += len(page)
         self._tell("lists the raw files", self._listed)
+        if self._stop_early and self._limit is not None and self._candidates >= self._limit:
+            raise _EnoughError
 
-    async def assign(self) -> None:
+    def _is_new(self, id_: str, key: str) -> bool:
+        """Whether neither of a file's ids is a task's, and no file listed before has its id."""
+        taken = self._ledger.find(id_) or self._ledger.find(hashed_id(key))
+        return taken is None and not self._ledger.is_plain(id_)
+
+    async def _assign(self) -> None:
         """Gives each file its task; the order of ids and keys makes this the same at each scan."""
         total, done = self._ledger.count_files(), 0
         for rows in self._ledger.files():

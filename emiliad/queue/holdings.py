@@ -17,6 +17,7 @@ from emiliad.queue.tasks import Layout
 from emiliad.store import Store
 from emiliad.types import Claim
 
+ALONE_FROM = 3  # vanished owners from which a task runs alone: it may be what kills nodes
 _CATCH_UPS = 3  # writes of ours that may turn out to have landed late, one after the other
 
 Change: TypeAlias = Callable[[ClaimRecord, Stamp], ClaimRecord]
@@ -30,6 +31,7 @@ class Lease:
     record: ClaimRecord
     etag: str | Absent  # before it is acquired: what it is expected to be
     written_s: float = 0.0  # when we last wrote it, on our clock
+    interrupted: bool = False  # its processing had begun when it was to be handed back
     lost: anyio.Event = field(default_factory=anyio.Event)
     writing: anyio.Lock = field(default_factory=anyio.Lock)
 
@@ -70,6 +72,7 @@ class Holdings:
         self._clock = clock
         self._write_spacing_s = write_spacing_s
         self._leases: dict[str, Lease] = {}
+        self._acquiring: list[Lease] = []  # whose first write is under way
         self._doubtful: dict[str, Lease] = {}  # may be ours: the answer is missing
 
     def __contains__(self, episode_id: object) -> bool:
@@ -86,14 +89,29 @@ class Holdings:
         lease = self._leases.get(claim.task.episode_id)
         return lease if lease is not None and lease.claim.nonce == claim.nonce else None
 
+    @property
+    def alone(self) -> bool:
+        """Whether a task is held, or about to be, that runs alone."""
+        claims = [lease.claim for lease in (*self, *self._acquiring)]
+        return any(claim.lost >= ALONE_FROM for claim in claims)
+
+    def tolerates(self, lease: Lease) -> bool:
+        """Whether a task may run beside what is held, or about to be."""
+        others = len(self) + len(self._acquiring)
+        return not self.alone and not (lease.claim.lost >= ALONE_FROM and others)
+
     async def acquire(self, lease: Lease) -> bool:
         """Writes a claim for the first time; others may be doing the same."""
         body = lease.record.body()
         key = self._layout.claim_key(lease.episode_id)
         self._doubtful[lease.episode_id] = lease  # where it stays if we are cancelled
-        verdict = await cas(
-            self._store, key, body, lease.etag, patience=self._patience, contended=True
-        )
+        self._acquiring.append(lease)
+        try:
+            verdict = await cas(
+                self._store, key, body, lease.etag, patience=self._patience, contended=True
+            )
+        finally:
+            self._acquiring.remove(lease)
         if verdict is not Verdict.UNKNOWN:
             del self._doubtful[lease.episode_id]
         if verdict is Verdict.WON:

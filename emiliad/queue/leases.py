@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 
 import anyio
 
@@ -23,6 +24,7 @@ from emiliad.queue.cas import ABSENT, Verdict
 from emiliad.queue.claims import ClaimRecord, Stamp
 from emiliad.queue.holdings import Change, Holdings, Lease, Stamper
 from emiliad.queue.outputs import Outputs
+from emiliad.queue.rehome import rehome
 from emiliad.queue.scan import Batch, Outlook, Scan
 from emiliad.queue.tasks import Layout, parse_task
 from emiliad.queue.watch import Standing, Watch
@@ -30,7 +32,6 @@ from emiliad.store import Store
 from emiliad.types import Claim, Failure, Outcome, TaskRef
 
 LOST_LIMIT = 10  # vanished owners from which a task is given up
-ALONE_FROM = 3  # vanished owners from which a task runs alone: it may be what kills nodes
 _log = logs.get("leases")
 
 
@@ -71,6 +72,7 @@ class Leases:
         self._watch = Watch(owner=owner, ttl_s=ttl_s, clock=clock)
         self._scan = Scan(store, layout, self._watch, self.patience.rng)
         self._batch = Batch([], clock)
+        self._taking: set[str] = set()  # tasks that are being leased
         self._publishing = 0
         self._looking = anyio.Lock()
         self._holdings = Holdings(
@@ -88,22 +90,37 @@ class Leases:
         return {lease.episode_id: lease.claim for lease in self._holdings}
 
     @property
+    def oldest_write_s(self) -> float | None:
+        """Seconds since the lease that was renewed longest ago was; None without leases."""
+        return max((self._clock() - lease.written_s for lease in self._holdings), default=None)
+
+    @property
     def outlook(self) -> Outlook:
         """What the last `next` saw."""
-        return replace(self._scan.outlook, publishing=self._publishing)
+        seen = self._scan.outlook
+        complete = seen.complete and not self._scan.unusable  # those will be tasks
+        return replace(seen, complete=complete, publishing=self._publishing)
 
     async def next(self) -> Claim | None:
-        """Leases some task; None if there is none to be taken now, which `outlook` explains."""
-        async with self._looking:
-            self._publishing = 0
-            self._scan.outlook = replace(self._scan.outlook, complete=False)
-            if any(claim.lost >= ALONE_FROM for claim in self.held.values()):
-                return None
-            try:
+        """Leases some task; None if there is none to be taken now, which `outlook` explains.
+
+        Several may ask at a time: they take from one page of candidates side by side, and when that
+        is used up one of them looks for another.
+        """
+        try:
+            claim = await self._try_batch()
+            if claim is not None:
+                return claim
+            async with self._looking:
+                self._publishing = 0
+                self._scan.outlook = replace(self._scan.outlook, complete=False)
+                if self._holdings.alone:
+                    return None
+                await self._rehome()
                 return await self._search()
-            except (Ambiguous, Throttled) as error:
-                _log.warning("store.busy", reason=str(error))
-                return None
+        except (Ambiguous, Throttled) as error:
+            _log.warning("store.busy", reason=str(error))
+            return None
 
     async def claim(self, episode_id: str) -> Claim | None:
         """Leases this task, if it is to be taken now."""
@@ -123,8 +140,17 @@ class Leases:
                     return claim
         return None
 
+    async def _rehome(self) -> None:
+        """Gives tasks that the last look saw under unusable ids others."""
+        while self._scan.unusable:
+            key = self._scan.unusable.pop()
+            moved = await rehome(
+                self.store, self.layout, key, stamp=self.stamp, patience=self.patience
+            )
+            self.given_up += not moved
+
     async def _try_batch(self) -> Claim | None:
-        while (episode_id := self._batch.pop()) is not None:
+        while not self._holdings.alone and (episode_id := self._batch.pop()) is not None:
             claim = await self._take(episode_id)
             if claim is not None:
                 self._batch.won()
@@ -132,7 +158,17 @@ class Leases:
         return None
 
     async def _take(self, episode_id: str) -> Claim | None:
-        """C1, C2, C3. The todo is read first, so that the claim can hold its keys."""
+        """C1, C2, C3, unless another call is at it."""
+        if episode_id in self._taking:
+            return None
+        self._taking.add(episode_id)
+        try:
+            return await self._lease(episode_id)
+        finally:
+            self._taking.remove(episode_id)
+
+    async def _lease(self, episode_id: str) -> Claim | None:
+        """The todo is read first, so that the claim can hold its keys."""
         if self._watch.standing(episode_id, self._holdings)[0] is not Standing.RIPE:
             return None
         if not self._batch.fresh and await self._is_taken(episode_id):
@@ -147,7 +183,7 @@ class Leases:
         except BadTask as error:
             task, flaw = TaskRef(episode_id, "", ""), str(error)
         lease = self._proposed(task)
-        if lease.claim.lost >= ALONE_FROM and len(self._holdings):
+        if not self._holdings.tolerates(lease):
             return None
         if not await self._holdings.acquire(lease):
             self._watch.forget(episode_id)
@@ -174,7 +210,7 @@ class Leases:
         seen = self._watch.get(task.episode_id)
         before = seen.record if seen is not None and seen.record else ClaimRecord(task)
         record = before.lease_to(self.stamp(), task)
-        claim = Claim(task, record.attempt, record.lost, record.lease)
+        claim = Claim(task, record.attempt, record.lost, record.lease, record.interrupted)
         return Lease(claim, record, seen.etag if seen else ABSENT)
 
     async def _is_good(self, lease: Lease, flaw: str | None) -> bool:
@@ -230,11 +266,16 @@ class Leases:
         """R, of every lease."""
         await for_each(list(self.held.values()), self.renew)
 
-    async def release(self, claim: Claim, *, retry_after_s: float = 0.0) -> None:
-        """G: hands a task back; it counts for nothing."""
+    async def release(
+        self, claim: Claim, *, retry_after_s: float = 0.0, interrupted: bool = False
+    ) -> None:
+        """G: hands a task back; no attempt counts. `interrupted`: its processing had begun."""
         lease = self._holdings.of(claim)
-        if lease is not None:
-            await self._end(lease, lambda record, stamp: record.hand_back(stamp, retry_after_s))
+        if lease is None:
+            return
+        lease.interrupted |= interrupted  # also if this call is cut off, and `release_all` ends it
+        again = partial(ClaimRecord.hand_back, interrupted=lease.interrupted)
+        await self._end(lease, lambda record, stamp: again(record, stamp, retry_after_s))
 
     async def release_all(self) -> None:
         """G, of every lease, and of those of which it is not known whether they are ours."""

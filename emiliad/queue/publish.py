@@ -6,7 +6,7 @@ nothing of the attempt is visible, after it nothing can undo it, and whoever com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from emiliad import logs
@@ -39,8 +39,10 @@ class Publisher:
         self._leases = leases
         self._outputs = outputs or Outputs(store, layout, concurrency=concurrency)
 
-    async def commit(self, processed: Processed) -> Outcome:
-        """Commits and publishes an attempt's outputs.
+    async def commit(
+        self, processed: Processed, committed: Callable[[], None] = lambda: None
+    ) -> Outcome:
+        """Commits and publishes an attempt's outputs; `committed` is called between the two.
 
         COMPLETED if this attempt's commit stands, be its outputs published already or not. LOST if
         another's does, or the store would not say (then it may yet turn out that this one does).
@@ -49,7 +51,7 @@ class Publisher:
         """
         claim = processed.claim
         try:
-            return await self._commit(processed)
+            return await self._commit(processed, committed)
         except (OSError, InvalidKey) as error:
             failure = Failure("outputs", f"the outputs could not be packed: {error}")
             return await self._leases.fail(claim, failure)
@@ -58,13 +60,14 @@ class Publisher:
             await self._leases.release(claim)
             return Outcome.RELEASED
 
-    async def _commit(self, processed: Processed) -> Outcome:
+    async def _commit(self, processed: Processed, committed: Callable[[], None]) -> Outcome:
         record = await self._pack(processed)
         key = self._layout.completed_key(record.task.episode_id)
         patience = self._leases.patience
         verdict = await cas(self._store, key, record.body(), ABSENT, patience=patience)
         match verdict:
             case Verdict.WON:
+                committed()
                 await self._finish(processed, record)
                 return Outcome.COMPLETED
             case Verdict.LOST:

@@ -14,11 +14,12 @@ from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from emiliad import logs
 from emiliad.errors import NotFound
 from emiliad.parallel import for_each
 from emiliad.queue.claims import parse_claim
 from emiliad.queue.places import Places
-from emiliad.queue.tasks import Layout, id_of
+from emiliad.queue.tasks import SUFFIX, Layout, id_of, is_name
 from emiliad.queue.watch import Standing, Watch
 from emiliad.store import PAGE, Page, Store
 
@@ -30,7 +31,9 @@ _BATCH_CLAIMS = 50  # taken from one page of candidates before a new place is lo
 _BATCH_S = 300.0  # for which a page of candidates is worth trying; races that are lost end it too
 _BATCH_FRESH_S = 2.0  # for which claims are as they were listed, more or less
 _BATCH_LOSSES = 3  # in a row: others are at the same page, and new listings cost less than races
+_WARNINGS = 100  # of things that are no todos, in a node's life
 _IDLE_PAGES = 5  # of todos in one look of a node that found nothing all around
+_log = logs.get("scan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Batch:
 
     def pop(self) -> str | None:
         """The next id to try."""
-        worn_out = not self._left or self._losses == _BATCH_LOSSES
+        worn_out = self._left <= 0 or self._losses >= _BATCH_LOSSES
         if not self._ids or worn_out or self._age_s > _BATCH_S:
             return None
         return self._ids.pop()
@@ -127,6 +130,8 @@ class Scan:
         self._rng = rng
         self._places = Places(rng)
         self.outlook = Outlook()
+        self.unusable: list[str] = []  # todos seen whose ids cannot be used; to be taken away
+        self._strange: set[str] = set()  # keys among the todos that were warned of
         self._first = (
             True  # until work was found: a restarted node looks for its own leases at once
         )
@@ -196,7 +201,7 @@ class Scan:
                         break
                     self._places.learn(page)
                     keys = [info.key for info in page if end is None or info.key <= end]
-                    ids = [id_ for key in keys if (id_ := id_of(key, prefix))]
+                    ids = [id_ for key in keys if (id_ := self._id_of(key))]
                     after, round_.after = round_.after, keys[-1] if keys else page[-1].key
                     if ids:
                         yield _TodoPage(ids, after, round_.after)
@@ -206,6 +211,26 @@ class Scan:
                 if round_.wrapped or not round_.start:
                     return
                 round_.wrapped, round_.after = True, ""
+
+    def _id_of(self, key: str) -> str | None:
+        """The id of a todo, if it has one that can be used."""
+        episode_id = id_of(key, self._layout.todo)
+        if episode_id is None:
+            self._warn_of(key)
+        elif not is_name(episode_id):
+            self.unusable.append(key)
+            return None
+        return episode_id
+
+    def _warn_of(self, key: str) -> None:
+        """What lies deeper is no task, though somebody may have meant it to be one."""
+        ours = (self._layout.claims, self._layout.completed, self._layout.failed)
+        known = not key.endswith(SUFFIX) or key.startswith(ours) or key in self._strange
+        if not known and len(self._strange) < _WARNINGS:
+            self._strange.add(key)
+            _log.warning(
+                "todo.ignored", key=key, reason="a task's id has no slash and is not empty"
+            )
 
     async def _move(self, page: Page, round_: _Round) -> bool:
         """Begins a round elsewhere if its first page is the first that this node sees at all:

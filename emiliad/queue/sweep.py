@@ -60,6 +60,7 @@ class Sweeper:
         self._outputs = outputs or Outputs(store, layout)
         self._watch = Watch(owner=OWNER, ttl_s=ttl_s, clock=clock)
         self._stamp = Stamper(OWNER, self._patience.rng, wall)
+        self.dead_letters: int | None = None  # in the whole queue, as the last sweep found them
         self._done: Counter[str] = Counter()
         # Failed tasks that need no second look while neither claim nor dead letter changes:
         self._whole: set[str] = set()  # the todo and the letter are there
@@ -72,6 +73,7 @@ class Sweeper:
             claims = await self._see_claims()
             await for_each(self._sample(await self._ids_with_packs()), self._finish)
             letters = set(await self._dead_letters())
+            self.dead_letters = len(letters)
             still = {id_ for id_, stands in claims.items() if stands}
             self._whole &= still & letters
             self._open &= letters - (claims.keys() - still)

@@ -79,7 +79,7 @@ class Layout:
 
     def published(self, task: TaskRef) -> str:
         """The prefix of a task's outputs. A language that is no folder's name counts as unknown."""
-        language = task.language if _is_name(task.language) else UNKNOWN_LANGUAGE
+        language = task.language if is_name(task.language) else UNKNOWN_LANGUAGE
         return f"{self.processed}{language}/{task.episode_id}/"
 
     def output_key(self, task: TaskRef, file: str) -> str:
@@ -106,7 +106,7 @@ def episode_id(audio_key: str) -> str:
     gives `hashed_id` instead. All ids are in Unicode form NFC.
     """
     stem = _stem(audio_key)
-    return stem if _is_name(stem) else hashed_id(audio_key)
+    return stem if is_name(stem) else hashed_id(audio_key)
 
 
 def hashed_id(audio_key: str) -> str:
@@ -124,8 +124,8 @@ def _stem(audio_key: str) -> str:
     return unicodedata.normalize("NFC", stem if dot else name)
 
 
-def _is_name(text: str) -> bool:
-    """Whether `text` can be a part of a key and of a path."""
+def is_name(text: str) -> bool:
+    """Whether `text` can be a part of a key and of a path: what every id of ours is."""
     if text in _NO_NAMES or _UNUSABLE.search(text):
         return False
     return len(text.encode()) <= _ID_BYTES

@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from emiliad.errors import ConfigError
 from emiliad.store import Observe, Store, Transferred
 from emiliad.stores.local import LocalStore
+from emiliad.stores.observed import observed
 from emiliad.stores.r2 import R2
 
 
@@ -29,19 +30,16 @@ def open_store(
     """The store that `url` names; nothing is asked of it yet.
 
     `file:///dir` is a directory on this machine. No URL at all is the bucket of `r2`, and
-    `s3://bucket` another bucket with the same endpoint and keys; the keyword arguments are theirs
-    (`S3Store`). Raises ConfigError for anything else, or when a setting of R2 is missing.
+    `s3://bucket` another bucket with the same endpoint and keys; `concurrency` and `limit_s` are
+    theirs (`S3Store`, which also says what is observed). Raises ConfigError for anything else, or
+    when a setting of R2 is missing.
     """
+    r2 = r2 or R2()
+    if problems := objections(url, r2):
+        raise ConfigError("the store cannot be opened:\n  " + "\n  ".join(problems))
     if not is_remote(url):
-        return LocalStore(_directory(url))
-    bucket = (r2 or R2()).bucket
-    if url:
-        parts = _parsed(url)
-        bucket = parts.netloc
-        if not bucket or parts.path.strip("/"):
-            raise ConfigError(f"STORE_URL={url}: write s3://bucket; prefixes are settings")
-    where = replace(r2 or R2(), bucket=bucket)
-    where.check(url)
+        return observed(LocalStore(_directory(url)), observe, transferred)
+    where = _bucket(url, r2)
     from emiliad.stores.s3 import S3Store  # half a second that a directory need not cost
 
     return S3Store(
@@ -51,6 +49,30 @@ def open_store(
         observe=observe,
         transferred=transferred,
     )
+
+
+def objections(url: str, r2: R2) -> list[str]:
+    """What is wrong with the settings of a store: a line for each variable."""
+    try:
+        if not is_remote(url):
+            _directory(url)
+            return []
+        problems = list(_bucket(url, r2).problems())
+    except ConfigError as error:
+        return [str(error)]
+    if problems:
+        now = f"is {url}" if url else "is not set"
+        problems.append(f"STORE_URL: {now}, so R2 is the store; file:///dir is a directory here")
+    return problems
+
+
+def _bucket(url: str, r2: R2) -> R2:
+    if not url:
+        return r2
+    parts = _parsed(url)
+    if not parts.netloc or parts.path.strip("/"):
+        raise ConfigError(f"STORE_URL={url}: write s3://bucket; prefixes are settings")
+    return replace(r2, bucket=parts.netloc)
 
 
 def _parsed(url: str) -> SplitResult:

@@ -32,15 +32,8 @@ from botocore.exceptions import (
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
-from emiliad.errors import (
-    Ambiguous,
-    NotFound,
-    PreconditionFailed,
-    StoreError,
-    StoreUnusable,
-    Throttled,
-)
-from emiliad.store import Observe
+from emiliad.errors import Ambiguous, StoreError, StoreUnusable
+from emiliad.store import Observe, result_of
 from emiliad.stores.answers import Refusal, Request, explain
 from emiliad.stores.r2 import R2
 
@@ -60,13 +53,6 @@ _NEVER_CONNECTED = (
     SSLError,
 )
 _UNANSWERED = (BotoCoreError, aiohttp.ClientError, ConnectionError, TimeoutError)
-_RESULTS: dict[type[StoreError], str] = {
-    NotFound: "not_found",
-    PreconditionFailed: "precondition",
-    Throttled: "throttled",
-    Ambiguous: "ambiguous",
-    StoreUnusable: "unusable",
-}
 # The bucket and its keys come from our settings, whatever else is set up on this machine.
 _OURS_ALONE = {
     "profile": (None, None, None, None),
@@ -147,11 +133,11 @@ class Connection:
             except ClientError as error:
                 self._answered = True
                 failure = explain(_refusal(error), request, self._where)
-                result = _RESULTS.get(type(failure), "error")
+                result = result_of(failure)
                 raise failure from error
             except _UNANSWERED as error:
                 failure = self._lost(error, request, limit_s)
-                result = _RESULTS[type(failure)]
+                result = result_of(failure)
                 raise failure from error
             finally:
                 self._observe(operation, result, time.perf_counter() - began)

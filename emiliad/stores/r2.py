@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from emiliad.errors import ConfigError
-
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _KEY = re.compile(r"[\x21-\x7e]+")  # what a header can hold; no key has anything else
 
@@ -22,17 +20,8 @@ class R2:
     access_key_id: str = field(default="", repr=False)
     secret_access_key: str = field(default="", repr=False)
 
-    def check(self, store_url: str) -> None:
-        """Raises ConfigError, with one message that names every variable that is not usable."""
-        problems = list(self._problems())
-        if problems:
-            used = f"STORE_URL is {store_url}" if store_url else "STORE_URL is not set"
-            raise ConfigError(
-                f"{used}, so R2 is the store (file:///dir would be a directory here), but:\n  "
-                + "\n  ".join(problems)
-            )
-
-    def _problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
+        """A line for each variable that is missing or malformed."""
         if problem := self._wrong_endpoint():
             yield f"R2_ENDPOINT_URL: {problem}"
         keys = {

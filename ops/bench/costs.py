@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import tempfile
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import TypeVar
 import anyio
 import anyio.lowlevel
 
+from emiliad.actors.sweep import RARELY, SOON
 from emiliad.patience import Patience
 from emiliad.queue.claims import ClaimRecord, Stamp
 from emiliad.queue.enqueue import enqueue
@@ -117,6 +119,8 @@ class Bill:
     class_b: int
     published: int
     renewals: int
+    todo_a: float  # of a scan that creates tasks, for each of them
+    todo_b: float
 
     @property
     def own_class_a(self) -> float:
@@ -133,10 +137,11 @@ async def whole_run(
     plain.fill(names, b"audio")
     store, clock = CountingStore(plain), Clock()
     await enqueue(store, LAYOUT)
+    todo_a, todo_b = store.class_a / len(names), store.class_b / len(names)
     store.counts.clear()  # the producer's requests are its own
     fleet = [Node(store, clock, f"node {number}") for number in range(nodes)]
     done = renewals = 0
-    renewed, swept = clock.now, clock.now
+    renewed, swept, sweeps = clock.now, -math.inf, 0
     while done < tasks:
         async with anyio.create_task_group() as group:
             for node in fleet:
@@ -148,12 +153,13 @@ async def whole_run(
             for node in fleet:
                 await node.leases.renew_all()
         done += sum([await node.finish_one(segments) for node in fleet])
-        if clock.now - swept >= 4 * TTL_S:
-            swept = clock.now
+        if clock.now - swept >= TTL_S * (SOON if sweeps < 2 else RARELY):
+            swept, sweeps = clock.now, sweeps + 1
             for node in fleet:
                 await node.sweeper.sweep_once()
     published = store.total("upload processed")
-    return Bill(done, Counter(store.counts), store.class_a, store.class_b, published, renewals)
+    counts = Counter(store.counts)
+    return Bill(done, counts, store.class_a, store.class_b, published, renewals, todo_a, todo_b)
 
 
 @dataclass(frozen=True, slots=True)

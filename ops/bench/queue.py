@@ -1,21 +1,23 @@
 """Measures the queue: how fast it is filled, found and claimed from, and what requests cost.
 
-    python -m ops.bench.queue [--store URL] [--objects N] [--claims M]
+    python -m ops.bench.queue [--seaweedfs | --store URL] [--objects N] [--claims M]
     python -m ops.bench.queue --costs
     python -m ops.bench.queue --listing
+    python -m ops.bench.queue --verify
 
-The first fills a store with N raw files, runs `emiliad enqueue` on it twice and claims M tasks in a
-process of its own; the default store is a directory that is removed again. Those settings that the
-store needs come from the environment. The second counts requests over runs of the queue's own code
-on a store in memory. The third compares ways to list, with a round trip of 50 ms.
+The first fills a store with N raw files, runs `emiliad enqueue` on it twice, claims M tasks in a
+process of its own, and lets a daemon whose pipeline only pretends work for half a minute. The store
+is a directory that is removed again, an S3 server that is started for it, or what URL and the
+settings in the environment name. The second counts requests over runs of the queue's own code on a
+store in memory. The third compares ways to list, with a round trip of 50 ms, and the fourth checks
+completed tasks of the old scripts, a tenth as many as there are objects.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -25,17 +27,14 @@ import anyio
 from rich.console import Console
 from rich.table import Table
 
-from emiliad.bucket import opened
-from emiliad.config import Settings
-from emiliad.parallel import for_each
 from emiliad.queue.enqueue import enqueue
-from emiliad.queue.leases import Leases
 from emiliad.queue.ranges import walk
+from emiliad.queue.verify import verify
 from emiliad.store import PAGE
 from ops.bench.costs import LAYOUT, MONTH_S, TTL_S, Bill, Idle, dollars, idle, whole_run
-from ops.bench.stores import SortedStore
+from ops.bench.speed import FOLDERS, claim, existing, seaweedfs, speed
+from ops.bench.stores import CountingStore, SortedStore
 
-FOLDERS = ("de", "en", "fr", "zh")
 NODES = 500
 LOOK_S = 45.0  # between two looks of an idle node, on average
 SWEEP_S = 0.9 * TTL_S  # between two sweeps, on average
@@ -48,83 +47,29 @@ def main() -> None:
     """Prints tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--store", metavar="URL", help="default: a new directory")
+    parser.add_argument("--seaweedfs", action="store_true", help="start an S3 server for it")
     parser.add_argument("--objects", type=int, default=100_000, metavar="N")
     parser.add_argument("--claims", type=int, default=2_000, metavar="M")
     parser.add_argument("--costs", action="store_true", help="count requests")
     parser.add_argument("--listing", action="store_true", help="compare ways to list")
+    parser.add_argument("--verify", action="store_true", help="check completed tasks")
     parser.add_argument("--claimer", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.costs:
         anyio.run(_costs)
     elif asked.listing:
         anyio.run(_listing, asked.objects)
+    elif asked.verify:
+        anyio.run(_verify, asked.objects // 10)
     elif asked.claimer:
-        anyio.run(_claim, asked.claims)
+        anyio.run(claim, asked.claims)
     else:
-        with tempfile.TemporaryDirectory() as room:
-            store = asked.store or (Path(room) / "bucket").as_uri()
-            _speed(store, Path(room), asked.objects, asked.claims)
-
-
-def _speed(store: str, room: Path, objects: int, claims: int) -> None:
-    os.environ |= {"STORE_URL": store, "SCRATCH_DIR": str(room / "scratch")}
-    anyio.run(_fill, objects)
-    table = Table("step", "seconds", "a second", "peak memory", title=f"{objects:,} raw files")
-    scans = ("enqueue", "enqueue again")
-    for name in scans:
-        seconds, mib, _ = _measured("-m", "emiliad", "enqueue")
-        table.add_row(name, f"{seconds:.1f}", f"{objects / seconds:,.0f}", f"{mib:.0f} MiB")
-    arguments = ("-m", "ops.bench.queue", "--claimer", "--claims", str(claims))
-    _, mib, said = _measured(*arguments)
-    first, rest = map(float, said.split())
-    table.add_row("first claim, from the start of the process", f"{first:.2f}", "", "")
-    table.add_row(
-        f"{claims:,} more claims", f"{rest:.1f}", f"{claims / rest:,.0f}", f"{mib:.0f} MiB"
-    )
-    _console.print(table)
-
-
-def _measured(*arguments: str) -> tuple[float, float, str]:
-    """Seconds, peak MiB and the output of a Python process."""
-    start = time.monotonic()
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        said = run.stdout.read()
-        _, status, usage = os.wait4(run.pid, 0)
-        run.returncode = os.waitstatus_to_exitcode(status)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {run.returncode}")
-    return time.monotonic() - start, usage.ru_maxrss / 1024, said
-
-
-async def _fill(objects: int) -> None:
-    """Puts raw files, spread over folders as people do it."""
-    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
-
-        async def put(number: int) -> None:
-            folder = f"{FOLDERS[number % len(FOLDERS)]}/show {number % 97:02}"
-            await bucket.store.put(f"{bucket.layout.raw}{folder}/ep_{number:07}.mp3", b"audio")
-
-        await for_each(range(objects), put, at_once=64)
-
-
-async def _claim(claims: int) -> None:
-    """Prints the seconds to the first claim, and those that the others took."""
-    start = time.time() - _age_s()
-    async with opened(Settings.from_env({**os.environ}).daemon) as bucket:
-        leases = Leases(bucket.store, bucket.layout, owner="bench")
-        assert await leases.next() is not None
-        first = time.time()
-        for _ in range(claims):
-            assert await leases.next() is not None
-        print(first - start, time.time() - first)
-
-
-def _age_s() -> float:
-    """Seconds since this process was started."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+        with tempfile.TemporaryDirectory() as name:
+            room = Path(name)
+            where = seaweedfs(room) if asked.seaweedfs else existing(asked.store, room)
+            with where:
+                os.environ["SCRATCH_DIR"] = str(room / "scratch")
+                _console.print(speed(asked.objects, asked.claims))
 
 
 async def _listing(objects: int) -> None:
@@ -146,6 +91,26 @@ async def _listing(objects: int) -> None:
         report = await enqueue(store, LAYOUT, dry_run=True, listers=listers)
         seconds = time.monotonic() - start
         _console.print(f"dry run, {listers} listers: {report.created:,} files in {seconds:.1f} s")
+
+
+async def _verify(records: int) -> None:
+    plain = SortedStore(ROUND_TRIP_S)
+    for number in range(records):
+        name = f"ep_{number:07}"
+        done = {"episode_id": name, "language": "en", "audio_key": f"{LAYOUT.raw}en/{name}.mp3"}
+        plain.objects[LAYOUT.completed_key(name)] = json.dumps(done).encode()
+        plain.objects[f"{LAYOUT.processed}en/{name}/all_segments.json"] = b"[{}]"
+    plain.fill(
+        [f"{LAYOUT.processed}en/ep_{n:07}/ep_{n:07}_000000.mp3" for n in range(records)], b"x"
+    )
+    store = CountingStore(plain)
+    start = time.monotonic()
+    report = await verify(store, LAYOUT)
+    seconds = time.monotonic() - start
+    _console.print(
+        f"{report.whole:,} records in {seconds:.1f} s, {records / seconds:,.0f} a second; for each "
+        f"{store.class_a / records:.2f} class A and {store.class_b / records:.2f} class B requests"
+    )
 
 
 async def _costs() -> None:
@@ -206,7 +171,7 @@ def _per_month(bill: Bill, idles: Mapping[int, Idle]) -> Table:
         bill.own_class_a * million,
         bill.class_b / bill.tasks * million,
     )
-    add("their todos, put by a scan of 1 M files", million + 2 * million / PAGE, 0)
+    add("their todos, put by a scan of 1 M files", bill.todo_a * million, bill.todo_b * million)
     add("a scan that finds 1 M completed", 2 * million / PAGE * EXTRA_PAGES, 1)
     add("1 M published objects", million, 0)
     add("1 M renewals", million, 0)

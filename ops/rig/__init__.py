@@ -1,1 +1,1 @@
-"""A toy cluster: an API server that behaves, controllers, a scheduler; for tests and benchmarks."""
+"""What benchmarks and tests both work on: S3 servers, a slow proxy, a fake pipeline, a cluster."""

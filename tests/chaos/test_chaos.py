@@ -64,20 +64,24 @@ def _rage(havoc: Havoc, bucket: S3Bucket, everything: set[str]) -> None:
 
 
 def _settled(bucket: S3Bucket) -> set[str]:
-    keys = bucket.keys("tasks/processing_completed/") + bucket.keys("tasks/processing_failed/")
-    return {key.rpartition("/")[2].removesuffix(".task") for key in keys}
+    return _ids(bucket, "completed", "failed")
 
 
 def _clean(bucket: S3Bucket, havoc: Havoc) -> bool:
     """Whether only what is to stay has stayed; the nodes are kept alive meanwhile."""
     havoc.tend()
-    todo, claims = bucket.tasks("todo").keys(), bucket.tasks("in_progress").keys()
-    failed = bucket.tasks("failed").keys()
+    todo, claims, failed = (_ids(bucket, state) for state in ("todo", "in_progress", "failed"))
     return todo == claims == failed and not bucket.keys("tasks/processing_outputs/")
 
 
+def _ids(bucket: S3Bucket, *states: str) -> set[str]:
+    """By a listing alone: what is there may be gone before it can be read."""
+    keys = [key for state in states for key in bucket.keys(f"tasks/processing_{state}/")]
+    return {key.rpartition("/")[2].removesuffix(".task") for key in keys}
+
+
 def _state(bucket: S3Bucket, nodes: list[Node]) -> str:
-    left = {state: sorted(bucket.tasks(state)) for state in ("todo", "in_progress", "failed")}
+    left = {state: sorted(_ids(bucket, state)) for state in ("todo", "in_progress", "failed")}
     packs = bucket.keys("tasks/processing_outputs/")
     logs = "\n".join(node.log.read_text()[-1500:] for node in nodes if node.log.exists())
     return f"left: {left}, packs: {packs}\n{logs}"

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0  # how long a test waits for what must happen, before it gives up
@@ -45,6 +49,7 @@ class Bucket:
             "LEASE_TTL_S": "2",
             "RETRY_BACKOFF_S": "0.1",
             "LOG_FORMAT": "json",
+            "HTTP_PORT": "0",  # any that is free: many daemons run here
             **self.settings,
             **more,
         }
@@ -150,6 +155,31 @@ class Daemon:
         """Waits for the daemon to end by itself and returns its exit code."""
         return self.process.wait(PATIENCE_S)
 
+    @property
+    def port(self) -> int:
+        """Where it answers over HTTP."""
+        return int(self.until("health.listening")["port"])
+
+    def ask(self, path: str) -> str:
+        """The body of its answer, be that good or bad news."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.read().decode()
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.ask("/status")))
+
+    def metric(self, name: str, labels: str = "") -> float:
+        """A sample's value, named as Prometheus shows it, without the prefix."""
+        wanted = f"emiliad_{name}{labels} "
+        lines = self.ask("/metrics").splitlines()
+        (value,) = [line.removeprefix(wanted) for line in lines if line.startswith(wanted)]
+        return float(value)
+
     def executors(self) -> list[int]:
         """The pids of the executors that it has started."""
         return [event["pid"] for event in self.events("executor.ready")]
@@ -174,3 +204,20 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[None]:
+    """A file system of a given size; where the system does not allow it, the test is skipped."""
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a small file system needs the right to mount one")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -6,16 +6,14 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import wave
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from tests.emiliad.rig import Bucket
+from tests.emiliad.rig import Bucket, small_disk
 
 pytestmark = pytest.mark.models
 
@@ -146,23 +144,6 @@ def test_an_unusable_model_ends_the_daemon_before_it_takes_work(
     assert "emiliad models pull" in done.stderr
     assert "Traceback" not in done.stderr
     assert own.tasks("in_progress") == {}
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, size: str) -> Iterator[None]:
-    """A file system of a given size; where the system does not allow it, the test is skipped."""
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small file system needs the right to mount one")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def test_full_scratch_costs_no_attempt(tmp_path: Path) -> None:

@@ -110,6 +110,35 @@ async def test_a_limit_stops_the_scan(store: MemoryStore) -> None:
     assert (await enqueue(store, LAYOUT, limit=10)).created == 3
 
 
+async def test_a_limit_stops_the_listing_early(store: MemoryStore) -> None:
+    """A few tasks of a large bucket do not take a listing of all of it."""
+    put_raw(store, *(f"en/{number:05}.mp3" for number in range(9000)))
+    wire = Wire(store, lambda *_: None)
+    seen: list[int] = []
+    report = await enqueue(
+        wire, LAYOUT, limit=10, listers=1, on_progress=lambda step: seen.append(step.done)
+    )
+    assert (report.created, report.limited) == (10, True)
+    assert max(seen) == 1000
+    assert (await enqueue(store, LAYOUT, limit=1500)).created == 1500
+    report = await enqueue(store, LAYOUT, limit=9000)
+    assert (report.created, report.existing, report.limited) == (7490, 1510, False)
+
+
+async def test_a_limit_is_reached_even_if_others_are_faster(store: MemoryStore) -> None:
+    """What was counted on and is another's by now is made good by what was not yet listed."""
+    put_raw(store, *(f"en/{number:05}.mp3" for number in range(2500)))
+
+    def meddle(_: int, request: str) -> None:
+        name = request.rpartition("/")[2].removesuffix(".task")
+        if request.startswith("put tasks/processing_todo/") and name < "01000":
+            put_todo(store, name, f"raw_audio/en/{name}.mp3")
+
+    report = await enqueue(Wire(store, meddle), LAYOUT, limit=900, listers=1)
+    assert (report.created, report.limited) == (900, True)
+    assert len(ids(store, LAYOUT.todo)) == 900 + 1000
+
+
 async def test_two_files_of_one_name_get_two_tasks(store: MemoryStore, tmp_path: Path) -> None:
     """The first in key order has the plain id, the other its hashed one, now and later."""
     put_raw(store, "de/one.mp3", "en/one.mp3", "en/one.wav")

@@ -18,13 +18,14 @@ import anyio
 import pytest
 
 from emiliad.errors import ExecutorFailed
-from emiliad.executor import child
+from emiliad.executor import child, faults
 from emiliad.executor.host import Executor, StartFailed, environment
 from emiliad.wire import Done, Failed, Process, Stage
 from tests.emiliad.fake_pipelines import STAGES, BadAudio, ModelError
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.emiliad.fake_pipelines:Fake"
+FRUGAL = "tests.emiliad.fake_pipelines:Frugal"
 PATIENCE_S = 20.0  # for what takes milliseconds on an idle machine
 
 
@@ -50,7 +51,7 @@ class _Desk:
         assert self.executor.pid is not None
         return self.executor.pid
 
-    async def work(self, words: str, deadline_s: float = 60.0) -> Done | Failed:
+    async def work(self, words: str, deadline_s: float = 60.0, **how: Any) -> Done | Failed:
         self.count += 1
         audio = self.folder / f"{words}.wav"
         audio.write_bytes(b"\0" * 64_000)
@@ -61,6 +62,7 @@ class _Desk:
             name=words,
             deadline_s=deadline_s,
             on_stage=self.stages.append,
+            **how,
         )
 
 
@@ -197,6 +199,27 @@ async def test_memory_that_does_not_come_back_costs_the_executor(desk: Any) -> N
         assert not at.executor.alive
 
 
+async def test_a_task_may_be_done_in_smaller_batches(desk: Any) -> None:
+    """`halvings` reaches a pipeline that can, for that one task."""
+    async with desk(pipeline=FRUGAL) as at:
+        assert at.executor.ready.halves
+        for halvings in (0, 1):
+            answer = await at.work("oom_until_afresh", halvings=halvings)
+            assert isinstance(answer, Failed)
+            assert answer.kind == "out_of_memory"
+            if not at.executor.alive:
+                await at.executor.start()
+        assert isinstance(await at.work("oom_until_afresh", halvings=2), Done)
+        assert isinstance(await at.work("oom_until_afresh"), Failed)
+
+
+async def test_a_pipeline_need_not_know_smaller_batches(desk: Any) -> None:
+    """One without `reduced` says so, and does a task that asks for it as any other."""
+    async with desk() as at:
+        assert not at.executor.ready.halves
+        assert isinstance(await at.work("interview", halvings=1), Done)
+
+
 # --- the death of the child
 
 
@@ -264,7 +287,7 @@ async def test_a_death_between_tasks_shows(desk: Any) -> None:
 # --- deadlines, nonsense, cancellation
 
 
-@pytest.mark.parametrize("word", ["hang", "hang_gil"])
+@pytest.mark.parametrize("word", ["hang", "hang_gil", "hang_c"])
 async def test_an_overdue_task_says_where_it_hangs(desk: Any, word: str) -> None:
     """At the deadline the child writes its stack, even when C code holds the GIL, and is killed."""
     async with desk() as at:
@@ -272,9 +295,25 @@ async def test_an_overdue_task_says_where_it_hangs(desk: Any, word: str) -> None
         assert isinstance(answer, Failed)
         assert answer.kind == "timeout"
         assert answer.error == "the executor reached its limit of 1.5 s after stage 'standardise'"
-        assert "in _hangs" in answer.traceback
+        assert "Current thread" in answer.traceback
+        assert "in _hangs" in answer.traceback.splitlines()[-1]  # the end is what is kept
         assert not answer.reusable
         assert not at.executor.alive
+
+
+async def test_the_deadline_follows_from_the_audio_once_its_length_is_known(desk: Any) -> None:
+    """The first stage tells the seconds of audio; from then on the limit is theirs, since began."""
+    async with desk() as at:
+        answer = await at.work("hang", deadline_s=3600.0, deadline_of=lambda seconds: 1.5 * seconds)
+        assert isinstance(answer, Failed)
+        assert answer.error == "the executor reached its limit of 1.5 s after stage 'standardise'"
+
+
+async def test_the_deadline_may_be_put_off(desk: Any) -> None:
+    """A guess from the file's size that was too short holds only until the length is known."""
+    async with desk(env={"FAKE_SLOW_SECONDS": 3.0}) as at:
+        answer = await at.work("slow", deadline_s=2.0, deadline_of=lambda seconds: 600.0 * seconds)
+        assert isinstance(answer, Done)
 
 
 async def test_nonsense_on_the_pipe_ends_the_executor(desk: Any) -> None:
@@ -382,6 +421,7 @@ async def test_close_under_a_running_task_makes_it_a_failure(desk: Any) -> None:
     ("fault", "kind", "texts"),
     [
         ("model", "model", ["cpu.0: the model demo/vad is missing: run `emiliad models pull`"]),
+        ("device", "load", ["cpu.0: DeviceError: torch sees no GPU"]),
         ("raises", "load", ["cpu.0: RuntimeError: the fake pipeline was told not to load"]),
         ("exit", "crash", ["cpu.0: the executor exited with code 42 while loading"]),
         ("segfault", "crash", ["was killed by SIGSEGV while loading", "Segmentation fault"]),
@@ -463,18 +503,55 @@ async def test_stderr_is_always_drained(desk: Any) -> None:
     assert len(lines) == 20_000
 
 
-async def test_ctrl_c_does_not_reach_it(desk: Any) -> None:
-    """The child leads its own session, and ignores SIGINT."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_that_stop_a_daemon_do_not_reach_it(
+    desk: Any, number: signal.Signals
+) -> None:
+    """The child leads its own session, and goes on with its task whoever signals it to stop."""
     async with desk(env={"FAKE_SLOW_SECONDS": 0.5}) as at, anyio.create_task_group() as group:
         assert os.getsid(at.pid) == os.getpgid(at.pid) == at.pid
 
         async def interrupt() -> None:
             while not at.stages:
                 await anyio.sleep(0.01)
-            os.killpg(at.pid, signal.SIGINT)
+            os.killpg(at.pid, number)
 
         group.start_soon(interrupt)
         assert isinstance(await at.work("slow"), Done)
+
+
+async def test_what_a_pipeline_starts_can_be_ended(desk: Any) -> None:
+    """Programs and forks do not inherit the child's deafness to SIGTERM."""
+    lines: list[str] = []
+    async with desk(on_line=lines.append) as at:
+        assert isinstance(await at.work("ends_a_program"), Done)
+    assert "it ended with -15" in lines
+    assert "and the fork with 15" in lines
+
+
+async def test_closed_streams_are_open_for_the_next_task(desk: Any) -> None:
+    """A task that closes descriptors 1 and 2 costs the next one's prints nothing."""
+    lines: list[str] = []
+    async with desk(on_line=lines.append) as at:
+        assert isinstance(await at.work("closes"), Done)
+        assert isinstance(await at.work("prints"), Done)
+    assert "written to descriptor 1" in lines
+    assert "printed by a grandchild" in lines
+
+
+async def test_the_memory_of_a_child_is_known(desk: Any) -> None:
+    """Its resident bytes, and 0 where there is no child."""
+    async with desk() as at:
+        before = at.executor.memory_bytes
+        assert before > 1_000_000
+        assert isinstance(await at.work("hoards"), Done)
+        assert at.executor.memory_bytes > before + 50_000_000
+        os.kill(at.pid, signal.SIGKILL)
+        with anyio.fail_after(PATIENCE_S):
+            await at.executor.ended()
+        assert at.executor.memory_bytes == 0
+    assert at.executor.memory_bytes == 0
+    await at.executor.ended()
 
 
 _HOST = """
@@ -493,7 +570,7 @@ anyio.run(main)
 """
 
 
-@pytest.mark.parametrize("word", ["hang", "hang_gil"])
+@pytest.mark.parametrize("word", ["hang", "hang_gil", "hang_c"])
 async def test_a_child_does_not_outlive_a_killed_host(tmp_path: Path, word: str) -> None:
     """`kill -9` of the daemon ends the executor, even while C code blocks it."""
     host = subprocess.Popen(
@@ -623,7 +700,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_kinds(error: Exception, kind: str) -> None:
     """The kind follows from the class, the error number and the texts of the ML libraries."""
-    assert child.kind_of(error) == kind
+    assert faults.kind_of(error) == kind
 
 
 @pytest.mark.parametrize(
@@ -641,7 +718,7 @@ def test_kinds(error: Exception, kind: str) -> None:
 )
 def test_manifests(manifest: object, fault: str | None) -> None:
     """A manifest is a dict with a whole number of segments and finite seconds of audio."""
-    found = child.manifest_fault(manifest)
+    found = faults.manifest_fault(manifest)
     assert found is None if fault is None else found is not None and fault in found
 
 
@@ -664,7 +741,7 @@ def test_a_long_traceback_is_cut_to_its_end() -> None:
     """A failure carries the last lines of the traceback, however long the message is."""
     failure = child._load_failure(ModelError("first\n" + "x" * 100_000 + "\nlast"))
     assert failure.error == "first"
-    assert len(failure.traceback) == child.TRACEBACK_CHARS
+    assert len(failure.traceback) == faults.TRACEBACK_CHARS
     assert failure.traceback.endswith("last")
 
 

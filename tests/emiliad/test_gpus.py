@@ -34,6 +34,8 @@ GPU 0: NVIDIA H200 (UUID: {A})
 GPU 1: NVIDIA H200 (UUID: {C})
 """
 
+LOST = "Unable to determine the device handle for GPU 0000:8A:00.0: Unknown Error"
+
 Install = Callable[..., None]
 
 
@@ -181,7 +183,10 @@ def test_a_driver_without_devices_is_no_gpu(nvidia_smi: Install) -> None:
         ("hello world\n", "", "makes no sense: 'hello world'"),
         (f"x, {A}, 24564, [N/A], RTX\n", "", "makes no sense"),
         ("0, UUID, 24564, [N/A], RTX\n", "", "makes no sense"),
-        (f"0, {A}, [GPU requires reset], [N/A], RTX\n", "", "is not usable; nvidia-smi says: [GPU"),
+        (f"0, {A}, [GPU requires reset], [N/A], RTX\n", "", "another; nvidia-smi says: [GPU requi"),
+        (f"0, {A}, , [N/A], RTX\n", "", "nvidia-smi says: nothing"),
+        ("", f"echo '{LOST}'", "exit code 0: Unable to determine the device handle"),
+        ("", f"echo '{LOST}' >&2; echo No devices were found; exit 6", "exit code 6: Unable to"),
     ],
 )
 def test_nonsense_and_failure_are_errors(
@@ -192,6 +197,19 @@ def test_nonsense_and_failure_are_errors(
     with pytest.raises(GpuError) as caught:
         discover({})
     assert text in str(caught.value)
+
+
+def test_a_sick_gpu_takes_only_itself_out(nvidia_smi: Install) -> None:
+    """One that the driver finds fault with is listed with the fault; the others are as they are."""
+    nvidia_smi(TWO.replace("24564", "[GPU requires reset]", 1))
+    assert [(gpu.uuid, gpu.fault) for gpu in discover({})] == [(A, "[GPU requires reset]"), (B, "")]
+
+
+@pytest.mark.parametrize("also", [f"echo '{LOST}'", f"echo '{LOST}' >&2"])
+def test_a_lost_gpu_takes_only_itself_out(nvidia_smi: Install, also: str) -> None:
+    """One that fell off its bus has a complaint in place of its row; the others are found."""
+    nvidia_smi(f"1, {B}, 24564, [N/A], RTX\n", also=also)
+    assert _uuids({}) == [B]
 
 
 def test_a_hanging_driver_is_an_error(nvidia_smi: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from emiliad.errors import StoreUnusable, Throttled
 from emiliad.queue.claims import ClaimRecord, Stamp, State, parse_claim
-from emiliad.queue.leases import ALONE_FROM, LOST_LIMIT
+from emiliad.queue.holdings import ALONE_FROM
+from emiliad.queue.leases import LOST_LIMIT
 from emiliad.stores.memory import MemoryStore
 from emiliad.types import Claim, Failure, Outcome
 from tests.emiliad.queue_kit import (

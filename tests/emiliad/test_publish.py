@@ -235,6 +235,31 @@ async def test_a_wrong_output_is_repaired_before_the_todo_goes(
     verify_all_done(store, {"one"})
 
 
+async def test_the_todo_stays_until_a_listing_shows_every_output(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    """T2: an upload that was acknowledged and is not there keeps the task in the queue; the next
+    who comes by publishes it from the pack."""
+    upload = store.upload
+
+    async def forgetful(key: str, path: Path) -> str:
+        etag = await upload(key, path)
+        if key.endswith("one_000001.mp3"):
+            del store.objects[key]
+        return etag
+
+    store.upload = forgetful  # type: ignore[method-assign]
+    node = Node(store, tmp_path)
+    claim = await node.take()
+    assert await node.publisher.commit(node.process(claim, segments=3)) is Outcome.COMPLETED
+    assert ids(store, LAYOUT.todo) == {"one"}
+    assert LAYOUT.pack_key("one", claim.nonce) in store.objects
+
+    store.upload = upload  # type: ignore[method-assign]
+    await Node(store, tmp_path, "node-b").finish_all()
+    verify_all_done(store, {"one"})
+
+
 async def test_a_commit_without_pack_and_outputs_is_left_alone(
     store: MemoryStore, tmp_path: Path
 ) -> None:

@@ -21,7 +21,22 @@ from tests.emiliad.s3_rig import S3Bucket
 from tests.emiliad.weed import Server
 
 SEGMENTS = 1000
+AT_ONCE = 16  # uploads
 TTL_S = 300.0
+
+
+class Watched(PatientStore):
+    """Knows how many uploads were under way at a time."""
+
+    most = now = 0
+
+    async def upload(self, key: str, path: Path) -> str:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return await super().upload(key, path)
+        finally:
+            self.now -= 1
 
 
 class Uploader:
@@ -29,10 +44,10 @@ class Uploader:
 
     def __init__(self, server: Server, scratch: Path, owner: str, endpoint: str) -> None:
         self.clock = Clock()
-        self.store = PatientStore(
+        self.store = Watched(
             server.store(endpoint, limit_s=2.0), Patience(tries=4, first_s=0.01, longest_s=0.05)
         )
-        outputs = Outputs(self.store, LAYOUT, concurrency=16, scratch=scratch)
+        outputs = Outputs(self.store, LAYOUT, concurrency=AT_ONCE, scratch=scratch)
         self.leases = Leases(
             self.store, LAYOUT, owner=owner, ttl_s=TTL_S, clock=self.clock, outputs=outputs
         )
@@ -41,13 +56,17 @@ class Uploader:
 
 
 def thousand(claim: Claim, workdir: Path) -> Processed:
+    return some(claim, workdir, SEGMENTS)
+
+
+def some(claim: Claim, workdir: Path, segments: int) -> Processed:
     out = workdir / "out"
     out.mkdir(parents=True)
-    rows = [{"audio": f"one_{index:06d}.mp3"} for index in range(SEGMENTS)]
+    rows = [{"audio": f"one_{index:06d}.mp3"} for index in range(segments)]
     for row in rows:
         (out / row["audio"]).write_bytes(hashlib.sha256(row["audio"].encode()).digest() * 8)
     (out / "all_segments.json").write_text(json.dumps(rows))
-    manifest = {"segments": SEGMENTS, "audio_seconds": 3600.0}
+    manifest = {"segments": segments, "audio_seconds": 3600.0}
     return Processed(claim, workdir, out, manifest, {})
 
 
@@ -61,7 +80,8 @@ async def claimed(node: Uploader) -> Claim:
 async def test_a_failed_put_among_a_thousand_is_repeated(
     weed_bucket: Server, tmp_path: Path
 ) -> None:
-    """One write in thirty fails, with and without effect; the episode is published whole."""
+    """Sixteen at a time, one write in thirty fails, with and without effect; the episode is
+    published whole."""
     rng = random.Random(3)
     faults = (Fault(500), Fault(500, applied=False), Fault("reset"), Fault(503, applied=False))
 
@@ -74,6 +94,7 @@ async def test_a_failed_put_among_a_thousand_is_repeated(
         claim = await claimed(node)
         assert await node.publisher.commit(thousand(claim, tmp_path / "w")) is Outcome.COMPLETED
         await node.store.aclose()
+    assert node.store.most == AT_ONCE
     S3Bucket(tmp_path, weed_bucket).verify_settled()
 
 
@@ -103,5 +124,35 @@ async def test_a_publication_that_is_cut_off_is_finished_by_another_node(
     await second.sweeper.sweep_once()
     second.clock.now += 1.2 * TTL_S
     await second.sweeper.sweep_once()
+    await second.store.aclose()
+    bucket.verify_settled()
+
+
+async def test_the_todo_goes_only_after_a_listing_that_matches(
+    weed_bucket: Server, tmp_path: Path
+) -> None:
+    """An output that vanishes before the listing keeps the task in the queue; another node
+    publishes it again."""
+    bucket = S3Bucket(tmp_path, weed_bucket)
+
+    def rule(exchange: Exchange) -> None:
+        if "list-type" in exchange.query and "prefix=processed" in exchange.query:
+            gone = "processed/en/one/one_000007.mp3"
+            bucket.client.delete_object(Bucket=weed_bucket.bucket, Key=gone)
+
+    with FaultProxy(weed_bucket.endpoint, rule).running() as proxy:
+        first = Uploader(weed_bucket, tmp_path, "first", proxy.endpoint)
+        claim = await claimed(first)
+        processed = some(claim, tmp_path / "w", segments=10)
+        assert await first.publisher.commit(processed) is Outcome.COMPLETED
+        await first.store.aclose()
+    assert bucket.tasks("todo").keys() == {"one"}
+    assert len(bucket.keys("processed/")) == 10
+
+    second = Uploader(weed_bucket, tmp_path, "second", weed_bucket.endpoint)
+    second.clock.now += TTL_S  # its back-off is over
+    assert await second.leases.next() is None
+    second.clock.now += TTL_S
+    assert await second.leases.next() is None
     await second.store.aclose()
     bucket.verify_settled()

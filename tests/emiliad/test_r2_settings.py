@@ -303,6 +303,33 @@ def test_a_clock_that_is_wrong_and_a_short_key_are_told() -> None:
     assert "R2_ACCESS_KEY_ID" in str(short)
 
 
+@pytest.mark.parametrize("command", ["run", "enqueue", "status", "retry --all", "verify"])
+def test_one_message_names_every_offender(tmp_path: Path, command: str) -> None:
+    """What is missing for R2 and what is malformed elsewhere, in one run; exit code 2."""
+    wrong = {
+        "PREFETCH_DEPTH": "many",
+        "BATCH_SIZE": "-1",
+        "BUFFER": "x",
+        "R2_ENDPOINT_URL": "ftp://somewhere",
+        "R2_SECRET_ACCESS_KEY": f"{SECRET} with spaces",
+    }
+    missing = {"R2_BUCKET", "R2_ACCESS_KEY_ID"}
+    done = Bucket(tmp_path).emiliad(*command.split(), STORE_URL="", **wrong)
+    assert done.returncode == 2
+    named = {line.strip().partition(":")[0] for line in done.stderr.splitlines()[1:]}
+    assert named == wrong.keys() | missing | {"STORE_URL"}
+    assert SECRET not in done.stderr
+
+
+def test_commands_without_a_store_need_none(tmp_path: Path) -> None:
+    """Local files are processed, and settings shown, without a bucket."""
+    bucket = Bucket(tmp_path)
+    audio = bucket.put_audio("one.mp3")
+    done = bucket.emiliad("process", str(audio), "--out", str(tmp_path / "out"), STORE_URL="")
+    assert done.returncode == 0, done.stderr
+    assert bucket.emiliad("config", STORE_URL="").returncode == 0
+
+
 @pytest.mark.parametrize("command", [["status"], ["enqueue"], ["run", "--exit-when-empty"]])
 def test_commands_end_with_one_sentence(
     weed_bucket: Server, tmp_path: Path, command: list[str]

@@ -161,6 +161,8 @@ async def test_a_task_takes_five_class_a_requests(tasks: int, nodes: int, waitin
     assert bill.counts["list processed"] == bill.tasks  # the proof that its outputs are there
     assert bill.own_class_a <= 5.0
     assert bill.class_b <= 8.0 * bill.tasks
+    assert bill.todo_a <= 1.3  # by the producer, before: its todo, and the share of a scan
+    assert bill.todo_b <= 1.1
 
 
 async def test_idle_nodes_cost_little() -> None:

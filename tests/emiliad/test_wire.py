@@ -31,8 +31,8 @@ _json = st.recursive(
     max_leaves=8,
 )
 _messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Process, st.text(), st.text(), st.text(), st.text()),
-    st.builds(Ready, st.integers(), st.integers(), st.text(), _finite),
+    st.builds(Process, st.text(), st.text(), st.text(), st.text(), st.integers()),
+    st.builds(Ready, st.integers(), st.integers(), st.text(), _finite, st.booleans()),
     st.builds(Stage, st.text(), st.text(), _finite, _finite),
     st.builds(Done, st.text(), st.dictionaries(st.text(), _json)),
     st.builds(Failed, st.none() | st.text(), st.text(), st.text(), st.text(), st.booleans()),
@@ -87,7 +87,8 @@ def test_a_path_that_is_no_utf8_passes() -> None:
         (b'{"type": "done", "task_id": "a", "manifest": []}', "not dict[str, Any] but list"),
         (b'{"type": "done", "task_id": "a", "manifest": {"n": NaN}}', "NaN is not a JSON number"),
         (
-            b'{"type": "ready", "protocol": true, "pid": 1, "device": "", "load_seconds": 0}',
+            b'{"type": "ready", "protocol": true, "pid": 1, "device": "", "load_seconds": 0, '
+            b'"halves": false}',
             "Ready.protocol is not int but bool",
         ),
         (b'{"type": "done", "manifest": ' + b"[" * 100_000, "not JSON"),

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import nets, runtime
 from pipeline.runtime import onnx_session, pick_device, run_bound
-from pipeline.types import ModelError
+from pipeline.types import DeviceError, ModelError
 
 HAS_CUDA = (
     runtime.CUDA_PROVIDER in onnxruntime.get_available_providers() and torch.cuda.is_available()
@@ -42,9 +42,27 @@ def test_a_runtime_without_a_gpu_is_told_apart(monkeypatch: pytest.MonkeyPatch) 
     """An ONNX Runtime built for CUDA on a machine without a GPU says that the GPU is missing."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [runtime.CUDA_PROVIDER])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert pick_device("auto") == "cpu"
-    with pytest.raises(ModelError, match="torch sees no GPU"):
+    with pytest.raises(DeviceError, match="torch sees no GPU"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("visible", "named"), [("0", True), ("GPU-1", True), ("", False), ("-1", False)]
+)
+def test_a_named_gpu_is_never_passed_over(
+    monkeypatch: pytest.MonkeyPatch, visible: str, named: bool
+) -> None:
+    """`auto` does not turn to the CPU when the GPU that the process was given does not answer."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [runtime.CUDA_PROVIDER])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if named:
+        with pytest.raises(DeviceError, match=f"names \\({visible}\\)"):
+            pick_device("auto")
+    else:
+        assert pick_device("auto") == "cpu"
 
 
 def test_another_word_is_no_device() -> None:
@@ -58,7 +76,7 @@ def test_another_word_is_no_device() -> None:
 def test_a_silent_fall_back_is_an_error(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When ONNX Runtime quietly takes the CPU instead of CUDA, the session is refused."""
     monkeypatch.setattr(runtime, "pick_device", lambda asked: "cuda")
-    with pytest.raises(ModelError, match="would run on the CPU"):
+    with pytest.raises(DeviceError, match="would run on the CPU"):
         onnx_session(net, device="cuda")
 
 

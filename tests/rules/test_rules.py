@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from emiliad import __version__
 from emiliad.config import all_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +77,12 @@ def test_modules_have_one_responsibilitys_size() -> None:
         if (lines := len(path.read_text().splitlines())) > 320
     }
     assert long == {}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """/status and the metrics name the version that is installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
 
 
 def test_settings_are_declared_once_and_documented() -> None:
