@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,6 +20,7 @@ from emiliad.errors import ConfigError
 from emiliad.kube.access import Access, find, in_cluster, mounted
 from emiliad.kube.display import Display, Report
 from emiliad.kube.election import Election
+from emiliad.kube.events import Events
 from emiliad.kube.governor import Governor, Plan
 from emiliad.kube.lease import VERSION, Record
 from emiliad.kube.mirror import ALL, Scope
@@ -98,12 +100,19 @@ async def _once(
         if would is not None:
             await governor.look(would)
             return
+        events = Events(
+            api, namespace=kicker.namespace, kind=settings.target_kind, name=settings.target
+        )
         election = Election(
-            api, kicker.candidate(terms), leads=kicker.display.leads, seen=kicker.lease_seen
+            api,
+            kicker.candidate(terms),
+            leads=kicker.display.leads,
+            seen=partial(kicker.lease_seen, events),
         )
         kicker.display.leads(False)
         async with anyio.create_task_group() as group:
-            group.start_soon(kicker.watch_election, election)
+            group.start_soon(events.run)
+            group.start_soon(kicker.watch_election, election, events)
             await election.run(governor.run)
 
 
@@ -170,22 +179,26 @@ class _Kicker:
             terms=terms,
         )
 
-    def lease_seen(self, record: Record | None) -> None:
+    def lease_seen(self, events: Events, record: Record | None) -> None:
         """Shows who leads; an autokicker of another version may decide otherwise than we would."""
         self.display.fact(holder=record.holder if record else "")
         theirs = record.notes.get(VERSION, "") if record and record.holder else self.version
-        differs = theirs != self.version
-        self.display.problem(
-            "version",
-            f"the lease is held by version {theirs or 'unknown'}, and this is {self.version}"
-            if differs
-            else None,
+        if theirs == self.version:
+            self.display.problem("version", None)
+            return
+        sentence = (
+            f"the lease is held by an autokicker of version {theirs or 'unknown'}, "
+            f"and this is {self.version}"
         )
+        self.display.problem("version", sentence)
+        events.say("OtherVersion", sentence, warning=True, target=None)
 
-    async def watch_election(self, election: Election) -> None:
+    async def watch_election(self, election: Election, events: Events) -> None:
         """Shows what keeps this candidate from taking part."""
         while True:
             self.display.problem("election", election.problem)
+            if election.problem and not election.synced:
+                events.say("Frozen", election.problem, warning=True, target=None)
             self.display.fact(candidate=election.synced)
             await anyio.sleep(_ELECTION_LOOK_S)
 

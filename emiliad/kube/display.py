@@ -114,6 +114,10 @@ class Display:
             del self._problems[kind]
         else:
             self._problems[kind] = sentence
+        if sentence is not None and kind == "version":
+            _log.warning(
+                "autokick.other_version", why=sentence
+            )  # the others are logged as they arise
         for name in AUTOKICK_PROBLEMS:
             self._metrics.problems.labels(name).set(name in self._problems)
         self._publish()

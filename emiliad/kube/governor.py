@@ -100,7 +100,7 @@ class _Term:
             self._display.decided(decision, view, self.events)
             wait_s = _LOOK_S if decision.next_look_s is None else min(decision.next_look_s, _LOOK_S)
             if decision.action is not Action.NONE and view.target is not None:
-                due_s = self._writer.due_in_s(decision)
+                due_s = self._writer.due_in_s()
                 if due_s <= 0:
                     await self._write(decision, view.target)
                     continue

@@ -13,14 +13,16 @@ from emiliad.kube.api import DAEMONSETS, DEPLOYMENTS, Api
 from emiliad.kube.errors import Conflict, Forbidden, KubeError, NotFound, Refused, Throttled
 from emiliad.kube.tenure import Tenure, uptime
 
-SPACING_S = 0.2  # seconds between two writes, unless the second makes room for somebody
 _WRITE_S = 3.0  # seconds that a write may take
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 _NOT_APPLIED = (Conflict, Forbidden, NotFound, Refused, Throttled)  # errors that leave no doubt
 
 
 class Writer:
-    """Writes to one target, one request at a time; the caller awaits each before the next."""
+    """Writes to one target, one request at a time; the caller awaits each before the next.
+
+    How often one may write is the core's affair; here only failures make the next one wait.
+    """
 
     def __init__(self, api: Api, tenure: Tenure, *, clock: Callable[[], float] = uptime) -> None:
         self._api = api
@@ -29,10 +31,9 @@ class Writer:
         self._next = clock()  # when the next write may begin
         self._failures = 0
 
-    def due_in_s(self, decision: Decision) -> float:
-        """Seconds until this may be written, 0 if now; making room waits for failures alone."""
-        urgent = decision.action in (Action.KICK, Action.HOLD) and not self._failures
-        return 0.0 if urgent else max(0.0, self._next - self._clock())
+    def due_in_s(self) -> float:
+        """Seconds until the next write may be tried, 0 if now."""
+        return max(0.0, self._next - self._clock())
 
     async def write(self, decision: Decision, target: Target) -> tuple[str, Target]:
         """Writes once; returns the target as it is now, and its resource version.
@@ -51,7 +52,6 @@ class Writer:
             raise
         self._tenure.unsettled = False
         self._failures = 0
-        self._next = self._clock() + SPACING_S
         return written
 
     async def _send(self, decision: Decision, target: Target) -> tuple[str, Target]:

@@ -67,7 +67,11 @@ class Front:
             return web.json_response(error.status(), status=error.code)
         body = await http.json() if http.can_read_body else None
         fault = self.choose(request)
-        await self._before(http, fault)
+        await asyncio.sleep(fault.delay_s)
+        if fault.hang:
+            await asyncio.Event().wait()
+        if fault.abort:
+            return _broken(http)
         if fault.status:
             self.server.note(request, fault.status, body, agent)
             return _instead(fault)
@@ -84,15 +88,8 @@ class Front:
             return web.json_response(error.status(), status=error.code)
         self.server.note(request, 200, body, agent)
         if fault.lose_answer:
-            _break(http)
+            return _broken(http)
         return web.json_response(answer, status=201 if request.verb == "create" else 200)
-
-    async def _before(self, http: web.Request, fault: Fault) -> None:
-        await asyncio.sleep(fault.delay_s)
-        if fault.hang:
-            await asyncio.Event().wait()
-        if fault.abort:
-            _break(http)
 
     async def _watch(self, http: web.Request, request: Request, fault: Fault) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -108,9 +105,7 @@ class Front:
                         await asyncio.Event().wait()
                     if sent in (fault.cut_after, fault.end_after):
                         await response.write(line[: len(line) // 2])
-                        if sent == fault.cut_after:
-                            _break(http)
-                        return response
+                        return _broken(http) if sent == fault.cut_after else response
                     await response.write(line)
                     sent += 1
         finally:
@@ -126,8 +121,8 @@ def _instead(fault: Fault) -> web.Response:
     return web.json_response(body, status=fault.status, headers=headers)
 
 
-def _break(http: web.Request) -> None:
-    """Resets the connection."""
+def _broken(http: web.Request) -> web.Response:
+    """Resets the connection; the response goes nowhere."""
     if http.transport is not None:
         http.transport.abort()
-    raise ConnectionResetError
+    return web.Response()

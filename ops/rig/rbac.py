@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -74,8 +72,3 @@ def rules(documents: Iterable[Mapping[str, Any]], *, namespace: str) -> list[Rul
                 )
             )
     return found
-
-
-def rules_from(text: str, *, namespace: str) -> list[Rule]:
-    """The rules in rendered YAML of any number of documents."""
-    return rules(filter(None, yaml.safe_load_all(text)), namespace=namespace)

@@ -6,12 +6,13 @@ import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 import anyio
 import pytest
 from anyio.abc import TaskGroup
 
+from emiliad.kube import election
 from emiliad.kube.api import LEASES
 from emiliad.kube.election import Election
 from emiliad.kube.errors import KubeError
@@ -60,7 +61,7 @@ class Runner:
         candidate = Candidate(
             NAMESPACE, LEASE, self.name, self.embedded, version="1", terms=self.terms
         )
-        election = Election(
+        standing = Election(
             self.wire,
             candidate,
             seen=self.see,
@@ -69,7 +70,7 @@ class Runner:
         )
         self.scope = anyio.CancelScope()
         with self.scope:
-            await election.run(self.work)
+            await standing.run(self.work)
 
     def see(self, record: Record | None) -> None:
         self.seen = record
@@ -301,6 +302,33 @@ def test_an_embedded_leader_leaves_when_a_standalone_one_comes() -> None:
     run(story())
 
 
+def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times in a record are for people: years ahead or back, nobody compares them."""
+    rng = random.Random(5)
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Jumping:
+            return cls(rng.randint(1980, 2090), 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(election, "datetime", Jumping)
+
+    async def story() -> None:
+        server = referee()
+        one, two = Runner("one", Wire(server)), Runner("two", Wire(server))
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.run)
+            await until(lambda: one.leading)
+            group.start_soon(two.run)
+            await anyio.sleep(300)
+            assert one.leading
+            assert not one.offices
+            assert not two.leading
+            group.cancel_scope.cancel()
+
+    run(story())
+
+
 def test_two_versions_with_other_terms_agree() -> None:
     """A follower believes in a holder for as long as the record says, not for its own time."""
 
@@ -348,14 +376,14 @@ def test_work_that_fails_frees_the_lease_and_is_heard_of() -> None:
     async def story() -> None:
         server = referee()
         candidate = Candidate(NAMESPACE, LEASE, "one")
-        election = Election(Wire(server), candidate, clock=anyio.current_time)
+        standing = Election(Wire(server), candidate, clock=anyio.current_time)
 
         async def work(tenure: Tenure) -> None:
             await anyio.sleep(1)
             raise RuntimeError("broken")
 
         with pytest.raises(ExceptionGroup) as caught:
-            await election.run(work)
+            await standing.run(work)
         assert caught.group_contains(RuntimeError, match="broken")
         assert holder(server) == ""
 
@@ -390,7 +418,7 @@ def test_who_may_not_see_the_lease_never_leads() -> None:
     async def story() -> None:
         server = referee()
         server.rights = list[Rule]()
-        election = Election(
+        standing = Election(
             Wire(server), Candidate(NAMESPACE, LEASE, "one"), clock=anyio.current_time
         )
 
@@ -398,9 +426,9 @@ def test_who_may_not_see_the_lease_never_leads() -> None:
             raise AssertionError("it leads")
 
         with anyio.move_on_after(120):
-            await election.run(work)
-        assert "403" in (election.problem or "")
-        assert not election.synced
+            await standing.run(work)
+        assert "403" in (standing.problem or "")
+        assert not standing.synced
         assert len(server.audit) < 20  # it does not hammer
 
     run(story())

@@ -20,10 +20,12 @@ from emiliad.kube.client import connected
 from emiliad.kube.tenure import Tenure, Terms, uptime
 from emiliad.metrics import AutokickMetrics
 from ops.rig.apiserver import ApiServer
-from ops.rig.controllers import Cluster, node, pod, remove
+from ops.rig.controllers import Cluster, daemonset, node, pod, remove
 from ops.rig.http import GOOD, Fault, Front
 from ops.rig.objects import Objects
-from ops.rig.rbac import Request, rules_from
+from ops.rig.rbac import Request, Rule, rules
+from pipeline.settings import read
+from tests.deploy.cluster import containers_of, name_of, overlay
 from tests.kube.rig import (
     NAMESPACE,
     QUICK,
@@ -43,29 +45,7 @@ from tests.kube.rig import (
 )
 
 SHORT = Terms(lease_s=3, deadline_s=2.0, renew_s=1.0, retry_s=0.5)
-ROLE = """
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: emiliad-autokicker}
-rules:
-  - {apiGroups: [""], resources: [pods], verbs: [list, watch]}
-  - {apiGroups: [apps], resources: [deployments], resourceNames: [emiliad],
-     verbs: [get, list, watch]}
-  - {apiGroups: [apps], resources: [deployments/scale], resourceNames: [emiliad], verbs: [patch]}
-  - {apiGroups: [autoscaling], resources: [horizontalpodautoscalers], verbs: [list, watch]}
-  - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [create]}
-  - {apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: [emiliad-autokicker],
-     verbs: [get, list, watch, update]}
-  - {apiGroups: [""], resources: [events], verbs: [create]}
-"""
-CLUSTER_ROLE = """
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: emiliad-autokicker}
-rules:
-  - {apiGroups: [""], resources: [pods, nodes], verbs: [list, watch]}
-"""
+SHOWN = ["autokicker-standalone", "h100", "h100-cluster", "daemonset"]
 
 
 def refused(server: ApiServer) -> list[str]:
@@ -76,26 +56,39 @@ def refused(server: ApiServer) -> list[str]:
 # -- rights
 
 
-@pytest.mark.parametrize("namespaces", ["", "*"])
-async def test_the_role_is_enough(tmp_path: Path, namespaces: str) -> None:
-    """A whole life - start, fill, yield, hand-over - without one 403; no right is asked in vain."""
+def rendered(name: str) -> tuple[list[Rule], AutokickConfig, str]:
+    """What an overlay grants its autokicker and tells it, and the namespace it all lies in."""
+    shown = overlay(name)
+    (workload,) = [w for w in shown.workloads if name_of(w) == "emiliad-autokicker"]
+    namespace = workload["metadata"].get("namespace", NAMESPACE)
+    env = shown.environment(workload, containers_of(workload)[0])
+    return rules(shown.objects, namespace=namespace), read(AutokickConfig, env), namespace
+
+
+@pytest.mark.parametrize("name", SHOWN)
+async def test_the_rendered_role_is_enough(name: str, tmp_path: Path) -> None:
+    """A whole life - start, fill, yield, hand-over - with the settings of an overlay: no 403."""
+    rights, settings, namespace = rendered(name)
+    assert namespace == NAMESPACE
     cluster = furnished()
-    roles = ROLE + (CLUSTER_ROLE if namespaces else "")
-    server = ApiServer(cluster.objects, rights=rules_from(roles, namespace=NAMESPACE))
+    if settings.target_kind == "DaemonSet":
+        cluster.objects.delete("deployments", NAMESPACE, settings.target)
+        cluster.objects.create("daemonsets", NAMESPACE, daemonset(settings.target))
+    server = ApiServer(cluster.objects, rights=rights)
     front, seen = Front(server), Seen()
     async with front.serving(), background(cluster.run):
-        env = {"KUBECONFIG": str(kubeconfig(tmp_path, front.url))}
         run = partial(
             autokick.run,
-            settings=AutokickConfig(namespaces=namespaces),
+            settings=settings,
             metrics=AutokickMetrics(CollectorRegistry()),
             embedded=False,
             report=seen.take,
-            env=env,
+            env={"KUBECONFIG": str(kubeconfig(tmp_path, front.url))},
             terms=SHORT,
         )
         async with background(run):
-            await until(lambda: full(cluster.objects))
+            await until(lambda: bound(cluster.objects) == 4)
+            await until(lambda: seen.status["leader"] and seen.status["state"] == "fill")
             cluster.objects.create("pods", NAMESPACE, pod("team"))
             await until(lambda: home(cluster.objects, "team"))
             await until(lambda: server.count("create", "events"))
@@ -281,6 +274,7 @@ async def test_two_versions_are_told_apart(tmp_path: Path) -> None:
     cluster = furnished()
     server = ApiServer(cluster.objects)
     front, seen = Front(server), Seen()
+    metrics = AutokickMetrics(CollectorRegistry())
     spec = {"holderIdentity": "other", "leaseDurationSeconds": 600, "leaseTransitions": 0}
     notes = {"emiliad.io/version": "9.9"}
     cluster.objects.create(
@@ -292,7 +286,7 @@ async def test_two_versions_are_told_apart(tmp_path: Path) -> None:
         run = partial(
             autokick.run,
             settings=replace(AutokickConfig(), buffer=1),
-            metrics=AutokickMetrics(CollectorRegistry()),
+            metrics=metrics,
             embedded=False,
             report=seen.take,
             env={"KUBECONFIG": str(kubeconfig(tmp_path, front.url))},
@@ -301,4 +295,32 @@ async def test_two_versions_are_told_apart(tmp_path: Path) -> None:
             await until(lambda: "version 9.9" in (seen.problem or ""))
             assert seen.status["holder"] == "other"
             assert not seen.status["leader"]
+            await until(lambda: cluster.objects.all("events"))
+    (event,) = cluster.objects.all("events")
+    assert event["reason"] == "OtherVersion"
+    assert (
+        metrics.registry.get_sample_value("emiliad_autokick_problems", {"problem": "version"}) == 1
+    )
+    assert server.count("patch") == 0
+
+
+async def test_without_the_right_to_the_lease_nobody_leads(tmp_path: Path) -> None:
+    """No election, no writes; the reason is shown, as an event as well."""
+    cluster = furnished()
+    rights = [rule for rule in rendered("h100")[0] if "leases" not in rule.resources]
+    server, seen = ApiServer(cluster.objects, rights=rights), Seen()
+    front = Front(server)
+    async with front.serving(), background(cluster.run):
+        run = partial(
+            autokick.run,
+            settings=AutokickConfig(),
+            metrics=AutokickMetrics(CollectorRegistry()),
+            embedded=False,
+            report=seen.take,
+            env={"KUBECONFIG": str(kubeconfig(tmp_path, front.url))},
+        )
+        async with background(run):
+            await until(lambda: 'cannot list resource "leases"' in (seen.problem or ""))
+            await until(lambda: cluster.objects.all("events"))
+            assert not seen.status["candidate"]
     assert server.count("patch") == 0
