@@ -13,7 +13,7 @@ PURE_TESTS := $(addprefix tests/pipeline/test_,$(addsuffix .py,segment keep nami
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate lint format chaos bench models image examples locks clean
+.PHONY: help demo test simulate lint format chaos rehearse bench models image examples locks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ format: $(VENV)/.test  ## put the code in its standard form
 
 chaos: $(VENV)/.test  ## the long chaos test: 300 tasks, an outage of a minute
 	CHAOS_TASKS=300 CHAOS_OUTAGE_S=60 $(BIN)/python -m pytest -s tests/chaos
+
+rehearse: $(VENV)/.test  ## run daemons under a real Prometheus, draw the dashboard: ./pictures
+	$(BIN)/python -m tests.ops pictures
 
 bench: $(VENV)/.cpu models  ## what each stage costs on this machine
 	MODELS=$${MODELS:-demo} $(BIN)/python -m emiliad bench

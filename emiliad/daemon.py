@@ -92,7 +92,7 @@ async def _watch_the_cluster(
     """The autokicker, until the daemon drains: then another one takes over at once."""
 
     def report(status: Mapping[str, Any], problem: str | None) -> None:
-        if status["state"] != "off":
+        if status.get("state") != "off":
             board.fact(autokick=dict(status))
         board.problem("autokick", problem)
 

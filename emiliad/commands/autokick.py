@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import anyio
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from emiliad import logs
 from emiliad.actors import autokick
@@ -48,6 +48,7 @@ async def _look(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # memory and restarts are watched, as a daemon's are
     status = _Status()
     heartbeat = Heartbeat()
     server = HealthServer(
