@@ -88,7 +88,7 @@ class HealthServer:
             "/": lambda _: self._page(),
             "/livez": lambda _: _verdict(self._alive()),
             "/healthz": lambda _: _verdict(self._alive()),
-            "/readyz": lambda _: _verdict(self._ready()),
+            "/readyz": lambda _: self._readiness(),
             "/metrics": self._metrics,
             "/status": lambda _: self._as_json(),
         }
@@ -126,6 +126,14 @@ class HealthServer:
         except Exception as error:  # noqa: BLE001 - one page that fails must not hide the others
             _log.exception("health.failed", path=path)
             return _text(HTTPStatus.INTERNAL_SERVER_ERROR, f"{path} failed: {error!r}")
+
+    def _readiness(self) -> _Reply:
+        """Ready as long as a task can be processed; what is wrong all the same is named."""
+        reason = self._ready()
+        problems = [] if reason else [each["text"] for each in self._status().get("problems", ())]
+        if problems:
+            return _text(HTTPStatus.OK, f"ok, but degraded: {'; '.join(problems)}")
+        return _verdict(reason)
 
     def _page(self) -> _Reply:
         policy = {"Content-Security-Policy": page().policy}

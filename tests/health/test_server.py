@@ -112,6 +112,20 @@ def test_liveness_and_readiness_give_their_reasons() -> None:
         assert ask(server, "/metrics").status == 200
 
 
+def test_a_degraded_daemon_is_ready_and_says_what_is_wrong() -> None:
+    """What does not keep tasks from being processed is named by readiness, but fails no probe."""
+    board = Board(Metrics())
+    board.problem("scratch", "the scratch disk is full: no space is left")
+    with serving(status=board.snapshot) as server:
+        answer = ask(server, "/readyz")
+        assert (answer.status, answer.text) == (
+            200,
+            "ok, but degraded: the scratch disk is full: no space is left\n",
+        )
+        board.problem("scratch", None)
+        assert ask(server, "/readyz").text == "ok\n"
+
+
 def test_status_is_json_whatever_the_daemon_holds() -> None:
     """NaN, infinity, broken Unicode and odd types do not break a reader of /status."""
     odd: dict[Any, Any] = {
