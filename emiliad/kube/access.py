@@ -5,6 +5,7 @@ Only the second loads kubernetes_asyncio, which costs 34 MB: a daemon in a clust
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -105,6 +106,11 @@ class _Kubeconfig:
         """Reads the file, and runs the plugin that it names. Raises NoCluster."""
         from kubernetes_asyncio.config import load_kube_config
 
+        if not self._is_there():
+            raise NoCluster(
+                f"no cluster: no service account is mounted here, and there is no {self._where}: "
+                "set KUBECONFIG"
+            )
         try:
             loader = await load_kube_config(
                 config_file=self._where,
@@ -117,6 +123,10 @@ class _Kubeconfig:
         except Exception as error:  # whatever YAML, plugins and files bring
             why = " ".join(str(error).split())
             raise NoCluster(f"no cluster: {self._where} is not usable: {why}") from error
+
+    def _is_there(self) -> bool:
+        """Whether one of the files that KUBECONFIG lists exists."""
+        return any(Path(part).is_file() for part in self._where.split(os.pathsep))
 
     def access(self) -> Access:
         configuration = self._configuration

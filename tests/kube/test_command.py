@@ -220,7 +220,7 @@ def _dry_run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("env", "word"),
     [
-        ({"KUBECONFIG": "/nowhere/config"}, "/nowhere/config"),
+        ({"KUBECONFIG": "/nowhere/config"}, "there is no /nowhere/config: set KUBECONFIG"),
         ({"AUTOKICK_MODE": "sometimes"}, "AUTOKICK_MODE"),
         ({"BUFFER": "-1"}, "BUFFER"),
         ({"OUR_SELECTOR": "a=b=c"}, "OUR_SELECTOR"),
