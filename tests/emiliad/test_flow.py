@@ -91,6 +91,10 @@ def test_an_executor_does_not_wait_for_the_upload_of_its_last_task(
                 lambda: len(daemon.events("task.completed")) == 7,
                 lambda: daemon.log.read_text(),
             )
+            assert first  # an upload did hang, and it is the one that is missing
+            hanging = first[0].rpartition("/processing_outputs/")[2].partition("/")[0]
+            completed = {event["episode_id"] for event in daemon.events("task.completed")}
+            assert completed == {f"{number:02}" for number in range(8)} - {hanging}
 
 
 def test_downloads_go_on_beside_a_slow_one(weed_bucket: Server, tmp_path: Path) -> None:

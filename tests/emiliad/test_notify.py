@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,15 @@ class Supervisor:
     def __init__(self, socket_: socket.socket) -> None:
         self._socket = socket_
         self.heard: list[str] = []
+
+    def waiting(self) -> int:
+        """Takes the messages that are there, and says how many they were."""
+        self._socket.setblocking(False)
+        messages = 0
+        with suppress(BlockingIOError):
+            while self._socket.recv(4096):
+                messages += 1
+        return messages
 
     def until(self, message: str) -> None:
         """Listens up to the next message that begins so."""
@@ -139,10 +148,11 @@ def test_nobody_listening_is_no_trouble(tmp_path: Path) -> None:
 def test_a_supervisor_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     """When its buffer is full, what is said is lost."""
     address = str(tmp_path / "notify")
-    with supervisor(address):
+    with supervisor(address) as manager:
         notifier = Notifier.from_env({"NOTIFY_SOCKET": address})
         for _ in range(10_000):
             notifier.alive()
+        assert 0 < manager.waiting() < 10_000
 
 
 CREDENTIALS = """

@@ -257,6 +257,8 @@ async def test_waiting_for_a_turn_is_not_waiting_for_the_store(
         proxy.rule = lambda exchange: Fault(late_s=0.25)
         names = [f"{number}" for number in range(40)]
         await for_each(names, lambda name: store.put(name, b"x"), at_once=40)
+        proxy.rule = lambda exchange: None
+        assert {info.key async for page in store.list("") for info in page} == {"warm", *names}
 
 
 async def test_a_download_that_is_cut_goes_on_where_it_was(

@@ -299,9 +299,12 @@ def test_a_crew_is_hopeless_when_all_failed_before_any_worked() -> None:
 
 async def test_until_lets_its_body_end_by_itself() -> None:
     """What would have cancelled it is cancelled instead."""
+    ended = False
     with anyio.fail_after(PATIENCE_S):
         async with until(anyio.sleep_forever, anyio.Event().wait):
             await anyio.sleep(0)
+            ended = True
+    assert ended
 
 
 # --- limits and stacks

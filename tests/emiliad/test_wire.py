@@ -62,8 +62,10 @@ def test_frames_are_found_however_the_bytes_arrive(messages: list[Message], size
 @given(st.binary(max_size=200))
 def test_no_bytes_do_worse_than_a_protocol_error(data: bytes) -> None:
     """Arbitrary bytes are messages, an unfinished frame, or a ProtocolError, and never else."""
+    decoder = Decoder()
     with suppress(ProtocolError):
-        list(Decoder().feed(data))
+        messages = list(decoder.feed(data))
+        assert decoder.pending or messages or not data
 
 
 def test_a_path_that_is_no_utf8_passes() -> None:

@@ -405,6 +405,9 @@ def test_without_the_right_to_create_events_it_works() -> None:
         await until(lambda: full(stage.objects))
         stage.objects.create("pods", NAMESPACE, pod("team"))
         await until(lambda: home(stage.objects, "team"), limit_s=30)
+        refused = [seen for seen in stage.server.audit if seen.request.what == "events"]
+        assert {seen.code for seen in refused} == {403}
+        assert stage.events() == []
 
     play(story)
 
